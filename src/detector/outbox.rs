@@ -1,0 +1,125 @@
+//! Outputs as values. What a stage wants to happen waits here until the shell publishes it
+//! together with the changelog and the positions, or drops it all.
+
+use super::alert::Alert;
+use super::invalid::{Invalid, Reason};
+use super::policy::Mode;
+
+/// One thing to publish.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// To a partition of the stage's downstream topic.
+    Forward {
+        partition: u32,
+        value: Vec<u8>,
+    },
+    /// A state update to the stage's changelog; `None` removes the key.
+    Change {
+        key: Vec<u8>,
+        value: Option<Vec<u8>>,
+    },
+    Alert(Box<Alert>),
+    DeadLetter(DeadLetter),
+}
+
+/// A refused record, whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    pub invalid: Invalid,
+    pub offset: u64,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+/// What one or more stages want to happen, in order, and what they counted.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    pub outputs: Vec<Output>,
+    pub tally: Tally,
+}
+
+impl Outbox {
+    pub fn push(&mut self, output: Output) {
+        self.outputs.push(output);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.outputs.is_empty()
+    }
+}
+
+/// Plain counters; the shell records them once a batch.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Tally {
+    /// Usage records read = counted + duplicate + dead letters, always.
+    pub read: u64,
+    pub counted: u64,
+    pub duplicate: u64,
+    pub dead_letters: [u64; Reason::ALL.len()],
+    /// Counted, but after the first slice it touches had been judged.
+    pub late: u64,
+    /// Telemetry ratios outside 0..1.
+    pub telemetry_dropped: u64,
+    /// Counted events whose accelerator or instance type the catalogue lacks.
+    pub unknown_accelerator: u64,
+    /// Sums applied by ACCOUNT.
+    pub sums: u64,
+    /// Epochs stepped by ACCOUNT and GROUP.
+    pub steps: u64,
+    /// Keys judged, over all slice ends.
+    pub judged: u64,
+    pub live: AlertTally,
+    pub shadow: AlertTally,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct AlertTally {
+    pub firing: u64,
+    pub updated: u64,
+    pub resolved: u64,
+}
+
+impl Tally {
+    pub fn dead_letter(&mut self, reason: Reason) {
+        self.dead_letters[reason as usize] += 1;
+    }
+
+    /// Dead letters of every reason.
+    pub fn dead_letter_total(&self) -> u64 {
+        self.dead_letters.iter().sum()
+    }
+
+    pub fn alerts(&mut self, mode: Mode) -> &mut AlertTally {
+        match mode {
+            Mode::Live => &mut self.live,
+            Mode::Shadow | Mode::Off => &mut self.shadow,
+        }
+    }
+
+    /// Adds what another tally counted.
+    pub fn add(&mut self, other: &Self) {
+        self.read += other.read;
+        self.counted += other.counted;
+        self.duplicate += other.duplicate;
+        for (mine, theirs) in self.dead_letters.iter_mut().zip(other.dead_letters) {
+            *mine += theirs;
+        }
+        self.late += other.late;
+        self.telemetry_dropped += other.telemetry_dropped;
+        self.unknown_accelerator += other.unknown_accelerator;
+        self.sums += other.sums;
+        self.steps += other.steps;
+        self.judged += other.judged;
+        self.live.add(other.live);
+        self.shadow.add(other.shadow);
+    }
+}
+
+impl AlertTally {
+    fn add(&mut self, other: Self) {
+        self.firing += other.firing;
+        self.updated += other.updated;
+        self.resolved += other.resolved;
+    }
+}

@@ -1,0 +1,9 @@
+//! flopwatch
+
+pub mod detector;
+
+/// The protos of `proto/flopwatch/v1`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
+pub mod proto {
+    include!(concat!(env!("OUT_DIR"), "/flopwatch.v1.rs"));
+}
