@@ -1,6 +1,9 @@
 //! flopwatch
 
+pub mod cli;
+pub mod config;
 pub mod detector;
+pub mod error;
 
 /// The protos of `proto/flopwatch/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
