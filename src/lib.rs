@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod detector;
 pub mod error;
+pub mod replay;
 
 /// The protos of `proto/flopwatch/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
