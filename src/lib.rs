@@ -4,7 +4,9 @@ pub mod cli;
 pub mod config;
 pub mod detector;
 pub mod error;
+pub mod record_file;
 pub mod replay;
+pub mod simulate;
 
 /// The protos of `proto/flopwatch/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
