@@ -4,6 +4,8 @@ pub mod cli;
 pub mod config;
 pub mod detector;
 pub mod error;
+pub mod http;
+pub mod metrics;
 
 /// The protos of `proto/flopwatch/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
