@@ -294,8 +294,9 @@ impl Membership {
 
 /// The series of one partition of one stage, held by its task for as long as it lives.
 ///
-/// The exporter cannot drop a gauge, so a task that leaves sets its own to NaN, which no threshold
-/// matches. Handles are looked up once, here: the setters are an atomic store each.
+/// The exporter cannot drop a gauge, so a task that leaves sets what is summed over partitions to 0,
+/// and its watermark and progress to NaN, which no threshold matches. Handles are looked up once,
+/// here: the setters are an atomic store each.
 #[derive(Debug)]
 pub struct PartitionSeries {
     watermark: metrics::Gauge,
@@ -312,16 +313,14 @@ impl PartitionSeries {
     pub fn new(stage: Stage, partition: u32) -> Self {
         let of_partition = |series: &'static Series| {
             let values = [stage.name().into(), partition.to_string().into()];
-            let gauge = metrics::gauge!(series.name, labels(series, values));
-            gauge.set(f64::NAN);
-            gauge
+            metrics::gauge!(series.name, labels(series, values))
         };
         let mut assigned = Membership::new(metrics::gauge!(
             table::PARTITIONS_ASSIGNED.name,
             labels(&table::PARTITIONS_ASSIGNED, [stage.name().into()])
         ));
         assigned.set(true);
-        Self {
+        let series = Self {
             watermark: of_partition(&table::WATERMARK),
             lag: of_partition(&table::LAG),
             restore_progress: of_partition(&table::RESTORE_PROGRESS),
@@ -333,7 +332,17 @@ impl PartitionSeries {
             assigned,
             idle: Membership::new(metrics::gauge!(table::PARTITIONS_IDLE.name)),
             paused: Membership::new(metrics::gauge!(table::PARTITIONS_PAUSED.name)),
-        }
+        };
+        series.clear();
+        series
+    }
+
+    /// What they show while nothing is known.
+    fn clear(&self) {
+        self.watermark.set(f64::NAN);
+        self.restore_progress.set(f64::NAN);
+        self.lag.set(0.0);
+        self.restore_remaining.set(0.0);
     }
 
     pub fn watermark(&self, watermark: Timestamp) {
@@ -372,9 +381,7 @@ impl PartitionSeries {
 
 impl Drop for PartitionSeries {
     fn drop(&mut self) {
-        for gauge in [&self.watermark, &self.lag, &self.restore_progress, &self.restore_remaining] {
-            gauge.set(f64::NAN);
-        }
+        self.clear();
         self.assigned.set(false);
         self.idle.set(false);
         self.paused.set(false);

@@ -199,7 +199,8 @@ pub static LAG: Series = gauge(
     "flopwatch_consumer_lag_records",
     Unit::Count,
     &["stage", "partition"],
-    "Records between the position of a partition and its end. Alert when it grows for 15 minutes.",
+    "Records between the position of a partition and its end; 0 where this process does not hold \
+     it. Alert when the sum grows for 15 minutes.",
 );
 pub static PARTITIONS_ASSIGNED: Series = gauge(
     "flopwatch_partitions_assigned",

@@ -303,3 +303,20 @@ fn the_page_for_operators_is_generated_from_the_table() {
     }
     assert_golden("deploy/prometheus/SERIES.md", &page);
 }
+
+#[test]
+fn the_alert_rules_use_series_of_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus/flopwatch-alerts.yml");
+    let rules = std::fs::read_to_string(path).expect("the rules are there");
+    let known: BTreeSet<&str> = SERIES.iter().map(|series| series.name).collect();
+    let mut used = 0;
+    for (at, _) in rules.match_indices("flopwatch_") {
+        let name = rules[at..]
+            .split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
+            .next()
+            .expect("a split has a first part");
+        assert!(known.contains(name), "{name} is not in the table");
+        used += 1;
+    }
+    assert!(used > 20, "the rules use only {used} series");
+}
