@@ -5,6 +5,8 @@ pub mod config;
 pub mod data;
 pub mod detector;
 pub mod error;
+pub mod http;
+pub mod metrics;
 pub mod record_file;
 pub mod replay;
 pub mod simulate;
