@@ -5,6 +5,7 @@ pub mod config;
 pub mod data;
 pub mod detector;
 pub mod error;
+pub mod geoip;
 pub mod http;
 pub mod metrics;
 pub mod record_file;
