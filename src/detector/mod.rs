@@ -15,6 +15,7 @@ pub mod alert;
 pub mod align;
 pub mod catalogue;
 pub mod changelog;
+pub mod cloudevent;
 pub mod decode;
 pub mod dedup;
 pub mod directory;
