@@ -157,7 +157,11 @@ fn absolute_glob(node: &Node, directory: &Path) -> Node {
         if text.starts_with(PRESET) || Path::new(text).is_absolute() {
             return text.to_owned();
         }
-        match std::path::absolute(if directory.as_os_str().is_empty() { Path::new(".") } else { directory }) {
+        match std::path::absolute(if directory.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            directory
+        }) {
             Ok(directory) => format!("{}/{text}", globs::escape(&directory)),
             Err(_) => text.to_owned(),
         }

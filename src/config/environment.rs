@@ -10,9 +10,7 @@ use super::{Result, client, suggest};
 const PREFIX: &str = "FLOPWATCH__";
 
 /// Variables of ours, in order of name.
-pub(super) fn ours(
-    variables: impl IntoIterator<Item = (String, String)>,
-) -> Vec<(String, String)> {
+pub(super) fn ours(variables: impl IntoIterator<Item = (String, String)>) -> Vec<(String, String)> {
     let mut ours: Vec<(String, String)> =
         variables.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
     ours.sort();
@@ -33,7 +31,10 @@ fn overlay_one(tree: &mut Node, name: &str, text: &str) -> Result<()> {
         let known: Vec<String> = KEYS.iter().map(|key| variable(key.path)).collect();
         let known: Vec<&str> = known.iter().map(String::as_str).collect();
         let right = suggest::nearest(name, known).map_or_else(
-            || "right would be FLOPWATCH__SECTION__KEY of a key that `flopwatch check` prints".to_owned(),
+            || {
+                "right would be FLOPWATCH__SECTION__KEY of a key that `flopwatch check` prints"
+                    .to_owned()
+            },
             |name| format!("did you mean {name}?"),
         );
         wrong(&place, "environment", "unknown variable", &right)
@@ -86,12 +87,9 @@ fn typed(place: &Place, kind: Kind, text: &str) -> Node {
             }
             Some(_) | None => verbatim(),
         },
-        Kind::Integer
-        | Kind::Number
-        | Kind::Boolean
-        | Kind::List
-        | Kind::Tables
-        | Kind::Table => parse_value(place, text).unwrap_or_else(verbatim),
+        Kind::Integer | Kind::Number | Kind::Boolean | Kind::List | Kind::Tables | Kind::Table => {
+            parse_value(place, text).unwrap_or_else(verbatim)
+        }
     }
 }
 

@@ -79,6 +79,12 @@ impl<'a> Field<'a> {
         self.wrong(&self.node.value.describe(), right)
     }
 
+    /// An error about keys that do not fit together: it stands where the operator wrote one.
+    pub(super) fn misfit(fields: &[&Self], found: &str, right: &str) -> Fatal {
+        let written = fields.iter().find(|field| field.node.place != Place::Default);
+        written.unwrap_or(&fields[0]).wrong(found, right)
+    }
+
     pub(super) fn text(&self) -> Result<&'a str> {
         match &self.node.value {
             Value::Text(text) => Ok(text),

@@ -28,9 +28,9 @@ pub(super) fn find(directory: &Path, glob: &str) -> Result<Vec<PathBuf>, String>
         for path in found {
             match step {
                 Step::Name(name) => drop(next.insert(path.join(name))),
-                Step::Pattern(pattern) => next.extend(
-                    entries(&path).into_iter().filter(|entry| has_name(entry, pattern)),
-                ),
+                Step::Pattern(pattern) => {
+                    next.extend(entries(&path).into_iter().filter(|entry| has_name(entry, pattern)))
+                }
                 Step::Anywhere => add_below(&path, DEPTH_LIMIT, &mut next),
             }
         }
@@ -123,12 +123,14 @@ mod tests {
     #[test]
     fn globs_find_files_in_order_and_leave_hidden_ones_alone() {
         let directory = tempfile::tempdir().expect("a directory");
-        for file in ["b.toml", "a.toml", "c.txt", ".d.toml", "sub/e.toml", "..data/a.toml", "[x].toml"] {
+        for file in
+            ["b.toml", "a.toml", "c.txt", ".d.toml", "sub/e.toml", "..data/a.toml", "[x].toml"]
+        {
             let path = directory.path().join(file);
             fs::create_dir_all(path.parent().expect("a parent")).expect("created");
             fs::write(path, "").expect("written");
         }
-        let found = |glob| names(directory.path(), glob);
+        let found = |glob: &str| names(directory.path(), glob);
         assert_eq!(found("*.toml"), ["[x].toml", "a.toml", "b.toml"]);
         assert_eq!(found("{a,b}.toml"), ["a.toml", "b.toml"]);
         assert_eq!(found("a.toml"), ["a.toml"]);

@@ -138,7 +138,11 @@ impl Config {
     fn build(tree: &Node, path: Option<&Path>, variables: &[(String, String)]) -> Result<Self> {
         let mut source = ConfigSource {
             file: path.map(Path::to_owned),
-            variables: variables.iter().filter(|(name, _)| is_about_policies(name)).cloned().collect(),
+            variables: variables
+                .iter()
+                .filter(|(name, _)| is_about_policies(name))
+                .cloned()
+                .collect(),
             tiers: Vec::new(),
         };
         let directory = source.directory().to_owned();

@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use super::field::Field;
 use super::tree::Node;
-use super::{
-    AlertFormat, Kafka, Result, Topics, client, field_of, input, policies, suggest,
-};
+use super::{AlertFormat, Kafka, Result, Topics, client, field_of, input, policies, suggest};
 use crate::detector::catalogue::Catalogue;
 use crate::detector::rules::{
     OriginField, OriginRules, Rules, RunRules, TierRules, TimeRules, UtilizationRules,
@@ -42,13 +40,15 @@ pub(super) fn rules(tree: &Node, directory: &Path) -> Result<Rules> {
 fn time(tree: &Node) -> Result<TimeRules> {
     let span = |name: &str| field_of(tree, &format!("time.{name}"));
     let epoch = span("epoch").positive_duration()?;
-    let lateness = span("lateness");
-    if lateness.duration()?.0 % epoch.0 != 0 {
-        return Err(lateness.refuse(&format!("right would be a multiple of time.epoch {epoch}")));
+    let lateness = span("lateness").duration()?;
+    if !lateness.is_multiple_of(epoch) {
+        let found = format!("time.lateness {lateness} is not a multiple of time.epoch {epoch}");
+        let fields = [&span("lateness"), &span("epoch")];
+        return Err(Field::misfit(&fields, &found, "right would be a multiple"));
     }
     Ok(TimeRules {
         epoch,
-        lateness: lateness.duration()?,
+        lateness,
         dedup_horizon: span("dedup_horizon").duration()?,
         max_future: span("max_future").duration()?,
         max_interval: span("max_interval").positive_duration()?,
@@ -58,12 +58,14 @@ fn time(tree: &Node) -> Result<TimeRules> {
 /// Wall-clock silence that makes a partition idle, and how far METER may run ahead.
 pub(super) fn pace(tree: &Node, epoch: Span) -> Result<(Duration, Span)> {
     let idle_timeout = field_of(tree, "time.idle_timeout").positive_duration()?;
-    let max_skew = field_of(tree, "time.max_skew");
-    if max_skew.duration()? < epoch {
-        let right = format!("right would be at least time.epoch {epoch}: no step is shorter");
-        return Err(max_skew.refuse(&right));
+    let field = field_of(tree, "time.max_skew");
+    let max_skew = field.duration()?;
+    if max_skew < epoch {
+        let found = format!("time.max_skew {max_skew} is shorter than time.epoch {epoch}");
+        let fields = [&field, &field_of(tree, "time.epoch")];
+        return Err(Field::misfit(&fields, &found, "right would be at least one epoch"));
     }
-    Ok((wall_clock(idle_timeout), max_skew.duration()?))
+    Ok((wall_clock(idle_timeout), max_skew))
 }
 
 fn wall_clock(span: Span) -> Duration {
@@ -80,8 +82,9 @@ fn tiers(tree: &Node, epoch: Span) -> Result<Vec<TierRules>> {
         let slice_field = table.required("slice", SLICE)?;
         let slice = slice_field.positive_duration()?;
         if !slice.is_multiple_of(epoch) {
-            let right = format!("right would be a multiple of time.epoch {epoch}");
-            return Err(slice_field.refuse(&right));
+            let found = format!("slice {slice} is not a multiple of time.epoch {epoch}");
+            let fields = [&slice_field, &field_of(tree, "time.epoch")];
+            return Err(Field::misfit(&fields, &found, "right would be a multiple"));
         }
         if let Some(finer) = tiers.last().map(|tier| tier.slice)
             && (slice <= finer || !slice.is_multiple_of(finer))
@@ -108,18 +111,20 @@ fn run(tree: &Node, tiers: &[TierRules]) -> Result<RunRules> {
     let field = field_of(tree, "run.max_gap");
     let max_gap = field.duration()?;
     let finest = tiers[0];
+    let fields = [&field, &field_of(tree, "tier")];
     if max_gap < finest.slice {
-        return Err(field.refuse(&format!(
-            "right would be at least the finest slice {}: slices side by side are one run",
-            finest.slice
-        )));
+        let found =
+            format!("run.max_gap {max_gap} is shorter than the finest slice {}", finest.slice);
+        let right = "right would be at least one slice: slices side by side are one run";
+        return Err(Field::misfit(&fields, &found, right));
     }
     if finest.keep.0 <= max_gap.0 + Span::days(1).0 {
-        return Err(field.refuse(&format!(
-            "the finest tier keeps {}, which must be more than this and a day: shorten \
-             run.max_gap or keep more",
+        let found = format!(
+            "run.max_gap {max_gap} and a day do not fit into the finest tier's keep {}",
             finest.keep
-        )));
+        );
+        let right = "right would be a longer keep or a shorter gap";
+        return Err(Field::misfit(&fields, &found, right));
     }
     let min_accelerators = field_of(tree, "run.min_accelerators").positive()?;
     Ok(RunRules { min_accelerators, max_gap })
@@ -161,11 +166,8 @@ fn origin(tree: &Node, directory: &Path) -> Result<OriginRules> {
 }
 
 fn origin_fields(field: &Field<'_>, no_addresses: &str) -> Result<Vec<OriginField>> {
-    let fields: Vec<OriginField> = field
-        .list()?
-        .iter()
-        .map(|item| origin_field(item, no_addresses))
-        .collect::<Result<_>>()?;
+    let fields: Vec<OriginField> =
+        field.list()?.iter().map(|item| origin_field(item, no_addresses)).collect::<Result<_>>()?;
     refuse_repeats(field, &fields)?;
     Ok(fields)
 }
@@ -181,9 +183,11 @@ fn origin_field(item: &Field<'_>, no_addresses: &str) -> Result<OriginField> {
     if text == OriginField::AccessIps.name() {
         return Err(item.refuse(no_addresses));
     }
-    countries.iter().copied().find(|field| field.name() == text).ok_or_else(|| {
-        item.refuse(&suggest::did_you_mean(text, &countries.map(OriginField::name)))
-    })
+    countries
+        .iter()
+        .copied()
+        .find(|field| field.name() == text)
+        .ok_or_else(|| item.refuse(&suggest::did_you_mean(text, &countries.map(OriginField::name))))
 }
 
 fn refuse_repeats(field: &Field<'_>, fields: &[OriginField]) -> Result<()> {
@@ -213,18 +217,21 @@ pub(super) fn geoip(tree: &Node, directory: &Path) -> Result<Option<PathBuf>> {
 }
 
 fn utilization(tree: &Node) -> Result<UtilizationRules> {
-    let factor = |name: &str, least: f64| {
-        let field = field_of(tree, &format!("utilization.{name}"));
-        let value = field.positive()?;
-        if value < least || value > 1.0 {
-            return Err(field.refuse("right would be 0 < low <= central <= high <= 1"));
-        }
-        Ok(value)
+    let fields =
+        ["low", "central", "high"].map(|name| field_of(tree, &format!("utilization.{name}")));
+    let [low, central, high] = &fields;
+    let rules = UtilizationRules {
+        low: low.positive()?,
+        central: central.positive()?,
+        high: high.positive()?,
     };
-    let low = factor("low", 0.0)?;
-    let central = factor("central", low)?;
-    let high = factor("high", central)?;
-    Ok(UtilizationRules { low, central, high })
+    let UtilizationRules { low, central, high } = rules;
+    if low <= central && central <= high && high <= 1.0 {
+        return Ok(rules);
+    }
+    let found = format!("low {low:?}, central {central:?}, high {high:?}");
+    let right = "right would be 0 < low <= central <= high <= 1";
+    Err(Field::misfit(&fields.each_ref(), &found, right))
 }
 
 fn catalogue(tree: &Node, directory: &Path) -> Result<Catalogue> {
@@ -266,8 +273,8 @@ fn catalogue(tree: &Node, directory: &Path) -> Result<Catalogue> {
 
 pub(super) fn kafka(tree: &Node, directory: &Path) -> Result<Kafka> {
     let field = |name: &str| field_of(tree, &format!("kafka.{name}"));
-    let workers = usize::try_from(field("workers").integer(0, WORKERS_LIMIT)?)
-        .expect("the limit is small");
+    let workers =
+        usize::try_from(field("workers").integer(0, WORKERS_LIMIT)?).expect("the limit is small");
     let client_node = field("client");
     client_node.table()?;
     Ok(Kafka {
@@ -332,7 +339,9 @@ pub(super) fn topics(tree: &Node) -> Result<Topics> {
         let name = field.nonempty_text()?;
         let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
         if !is_plain || name.len() > TOPIC_LIMIT || name == "." || name == ".." {
-            return Err(field.refuse("right would be at most 249 of the characters a-z A-Z 0-9 . _ -"));
+            return Err(
+                field.refuse("right would be at most 249 of the characters a-z A-Z 0-9 . _ -")
+            );
         }
         if let Some((other, _)) = seen.iter().find(|(_, seen)| seen == name) {
             let found = format!("{name:?} is topics.{other} as well");

@@ -6,6 +6,7 @@ use super::Result;
 use super::field::Field;
 use super::suggest;
 use super::tree::{Node, parse_document};
+use crate::data::LISTS;
 use crate::detector::directory::Country;
 
 /// Stand-ins until the shipped data is merged: `crate::data::{LISTS, PRESETS}` has these types.
@@ -28,21 +29,12 @@ accelerators = 512
 at_least = 1.0
 "#,
 )];
-const LISTS: &str = r#"
-[d5]
-countries = ["AF", "BY", "CN", "MO"]
-source = "stand-in"
-date = "2026-02-03"
-"#;
-
 /// The preset `name`, parsed; it has been tested, so that a message about it is a bug's.
 pub(super) fn preset(field: &Field<'_>, name: &str) -> Result<Node> {
     let Some((name, text)) = PRESETS.iter().find(|(known, _)| *known == name) else {
         let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
-        return Err(field.wrong(
-            &format!("no preset is named {name:?}"),
-            &suggest::did_you_mean(name, &names),
-        ));
+        return Err(field
+            .wrong(&format!("no preset is named {name:?}"), &suggest::did_you_mean(name, &names)));
     };
     parse_document(&format!("preset:{name}"), text)
 }

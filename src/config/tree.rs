@@ -195,7 +195,8 @@ fn table_value(table: &DeTable<'_>, place_of: &PlaceOf<'_>) -> Result<Value> {
 }
 
 fn node(key: &str, place: Place, value: &DeValue<'_>, place_of: &PlaceOf<'_>) -> Result<Node> {
-    let too_big = |text: &str| wrong(&place, key, &format!("found {text}"), "integers have 64 bits");
+    let too_big =
+        |text: &str| wrong(&place, key, &format!("found {text}"), "integers have 64 bits");
     let value = match value {
         DeValue::String(text) => Value::Text(text.to_string()),
         DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix())
