@@ -1,4 +1,4 @@
-//! flopwatch
+#![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod cli;
 pub mod config;

@@ -294,9 +294,9 @@ impl Membership {
 
 /// The series of one partition of one stage, held by its task for as long as it lives.
 ///
-/// The exporter cannot drop a gauge, so a task that leaves sets what is summed over partitions to 0,
-/// and its watermark and progress to NaN, which no threshold matches. Handles are looked up once,
-/// here: the setters are an atomic store each.
+/// The exporter cannot drop a gauge, so a task that leaves sets what is summed over partitions to
+/// 0, and its watermark and progress to NaN, which no threshold matches. Handles are looked up
+/// once, here: the setters are an atomic store each.
 #[derive(Debug)]
 pub struct PartitionSeries {
     watermark: metrics::Gauge,

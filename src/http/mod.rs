@@ -27,7 +27,7 @@ use crate::error::Fatal;
 use crate::metrics;
 use health::Health;
 
-/// How long open requests may take once the process stops.
+/// How long open requests may take once the process stops; `Server::stop` says the same.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Histogram samples wait in memory until somebody drains them.
@@ -58,7 +58,7 @@ impl Server {
         self.address
     }
 
-    /// Answers what is under way and ends, within [`DRAIN`].
+    /// Answers what is under way and ends, within two seconds.
     pub fn stop(self) {
         drop(self.stop);
         if self.thread.join().is_err() {
