@@ -488,7 +488,8 @@ impl Cloud {
     }
 }
 
-fn partition(key: &[u8], partitions: u32) -> u32 {
+/// Where a key's records go.
+pub fn partition(key: &[u8], partitions: u32) -> u32 {
     u32::try_from(xxh3_64(key) % u64::from(partitions)).expect("below a 32-bit number")
 }
 

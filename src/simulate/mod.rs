@@ -8,6 +8,7 @@ pub mod cloud;
 mod dice;
 pub mod encode;
 pub mod hardware;
+pub mod publish;
 pub mod scenario;
 pub mod telemetry;
 pub mod trace;

@@ -13,6 +13,7 @@ use std::path::Path;
 use crate::detector::event::{NAME_LIMIT, QUANTITY_LIMIT, UsageEvent};
 use crate::detector::time::{SECOND_NS, Span, Timestamp};
 use crate::error::Fatal;
+use crate::proto::Account;
 
 /// A whole trace, in memory: tens of thousands of jobs.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,6 +100,18 @@ impl Trace {
 
     pub fn jobs(&self) -> usize {
         self.jobs.len()
+    }
+
+    /// An entry for each account, all of one country and each its own owner.
+    pub fn directory(&self, country: &str) -> Vec<Account> {
+        let updated = self.jobs.first().map_or(Timestamp::EARLIEST, |job| job.start);
+        let entry = |account_id: &String| Account {
+            account_id: account_id.clone(),
+            country: country.to_owned(),
+            updated_unix_nano: updated.0,
+            ..Account::default()
+        };
+        self.accounts.iter().map(entry).collect()
     }
 
     /// The events of all jobs, metered every `interval`, in order of time.
