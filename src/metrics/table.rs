@@ -1,0 +1,358 @@
+//! Every series: name, kind, unit, labels, and when to worry. A series that is not here does not
+//! exist: `tests` below compare the table with what the recording functions write, with the golden
+//! list, and with the page for operators in `deploy/prometheus/SERIES.md`.
+//!
+//! Names: `flopwatch_`, base units, `_total` on counters. Labels come from enums, from partitions
+//! and from the operator's own policy ids: never an account, which would grow without bound.
+
+/// How a series behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    /// Buckets in seconds, see [`BUCKETS_SECONDS`].
+    Histogram,
+}
+
+impl Kind {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    Count,
+    Seconds,
+    Bytes,
+    Ratio,
+    /// Seconds since the Unix epoch.
+    Timestamp,
+    /// Always 1: the labels are the information.
+    Info,
+}
+
+impl Unit {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::Seconds => "seconds",
+            Self::Bytes => "bytes",
+            Self::Ratio => "ratio",
+            Self::Timestamp => "timestamp",
+            Self::Info => "info",
+        }
+    }
+}
+
+/// One series of the table.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Series {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub unit: Unit,
+    pub labels: &'static [&'static str],
+    /// What it counts, and "alert when" where a person should be told.
+    pub help: &'static str,
+}
+
+/// From a commit on an idle broker to a restore of a large state.
+pub const BUCKETS_SECONDS: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+    600.0,
+];
+
+const fn counter(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Series {
+    Series { name, kind: Kind::Counter, unit: Unit::Count, labels, help }
+}
+
+const fn gauge(
+    name: &'static str,
+    unit: Unit,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Series {
+    Series { name, kind: Kind::Gauge, unit, labels, help }
+}
+
+const fn seconds(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Series {
+    Series { name, kind: Kind::Histogram, unit: Unit::Seconds, labels, help }
+}
+
+// What was read: read = counted + duplicate + dead-lettered, always.
+
+pub static EVENTS_READ: Series = counter(
+    "flopwatch_events_read_total",
+    &[],
+    "Usage records read. Alert when it stands still while the usage topic grows.",
+);
+pub static EVENTS_COUNTED: Series = counter(
+    "flopwatch_events_counted_total",
+    &[],
+    "Usage events whose compute was counted, late ones included.",
+);
+pub static EVENTS_DUPLICATE: Series = counter(
+    "flopwatch_events_duplicate_total",
+    &[],
+    "Usage events whose identity had been counted within the dedup horizon. Alert when the share \
+     changes suddenly: a producer resends, or reuses ids.",
+);
+pub static EVENTS_DEAD_LETTERED: Series = counter(
+    "flopwatch_events_dead_lettered_total",
+    &["reason"],
+    "Usage records refused and written whole to the dead-letter topic. Alert when it grows: their \
+     compute is not counted until they are mended and sent again.",
+);
+pub static EVENTS_LATE: Series = counter(
+    "flopwatch_events_late_total",
+    &[],
+    "Counted usage events that came after their first slice had been judged. Alert when the share \
+     of counted ones stays above a few percent: raise time.lateness, or mend the meter.",
+);
+pub static TELEMETRY_DROPPED: Series = counter(
+    "flopwatch_telemetry_dropped_total",
+    &[],
+    "Telemetry values outside their range, left out of the estimate; the event was counted.",
+);
+pub static UNKNOWN_ACCELERATOR: Series = counter(
+    "flopwatch_events_unknown_accelerator_total",
+    &[],
+    "Counted usage events whose accelerator or instance type the catalogue lacks, counted at \
+     catalogue.unknown. Alert when it grows: add the name through catalogue.files.",
+);
+
+// What the stages did.
+
+pub static SUMS_APPLIED: Series = counter(
+    "flopwatch_sums_applied_total",
+    &[],
+    "Sums applied to slices by the account and group stages.",
+);
+pub static EPOCHS_STEPPED: Series = counter(
+    "flopwatch_epochs_stepped_total",
+    &[],
+    "Epochs stepped by the account and group stages. Alert when it stands still for several \
+     epochs while usage is read: a partition holds the watermark back.",
+);
+pub static KEYS_JUDGED: Series = counter(
+    "flopwatch_keys_judged_total",
+    &[],
+    "Accounts, sites, owners and countries judged, once a slice end each.",
+);
+pub static ALERT_REVISIONS: Series = counter(
+    "flopwatch_alert_revisions_total",
+    &["mode", "state"],
+    "Alert revisions by mode (live, shadow) and state (firing, updated, resolved).",
+);
+pub static ALERTS_FIRING: Series = gauge(
+    "flopwatch_alerts_firing",
+    Unit::Count,
+    &["mode", "policy", "scope", "severity"],
+    "Alerts that fire now, over the tasks of this process. Alert when a live critical one fires.",
+);
+pub static ALERT_DELAY: Series = seconds(
+    "flopwatch_alert_delay_seconds",
+    &["scope"],
+    "From the end of the judged slice to the publication of the alert: time.lateness, the meter's \
+     own delay and ours. Alert when it exceeds what report_within leaves.",
+);
+
+// Time.
+
+pub static WATERMARK: Series = gauge(
+    "flopwatch_watermark_timestamp_seconds",
+    Unit::Timestamp,
+    &["stage", "partition"],
+    "Event time up to which a partition is complete; NaN where this process does not hold it. \
+     Alert when time() - min by (stage) exceeds an hour.",
+);
+pub static PARTITIONS_IDLE: Series = gauge(
+    "flopwatch_partitions_idle",
+    Unit::Count,
+    &[],
+    "Usage partitions of this process declared idle: they hold nobody back. Alert when one that \
+     should have traffic is idle: its usage is missing.",
+);
+pub static PARTITIONS_PAUSED: Series = gauge(
+    "flopwatch_partitions_paused",
+    Unit::Count,
+    &[],
+    "Usage partitions paused because their watermark is more than time.max_skew ahead. Normal \
+     while catching up. Alert when it stays above 0 for an hour.",
+);
+
+// Kafka.
+
+pub static LAG: Series = gauge(
+    "flopwatch_consumer_lag_records",
+    Unit::Count,
+    &["stage", "partition"],
+    "Records between the position of a partition and its end; 0 where this process does not hold \
+     it. Alert when the sum grows for 15 minutes.",
+);
+pub static PARTITIONS_ASSIGNED: Series = gauge(
+    "flopwatch_partitions_assigned",
+    Unit::Count,
+    &["stage"],
+    "Partitions held by this process. Alert when the sum over processes is below the topic's.",
+);
+pub static COMMIT_DURATION: Series = seconds(
+    "flopwatch_commit_duration_seconds",
+    &[],
+    "Transactions committed: begin, produce, send offsets, commit. Alert when p99 exceeds 1 s: \
+     the transaction timeout is 10 s.",
+);
+pub static LAST_COMMIT: Series = gauge(
+    "flopwatch_last_commit_timestamp_seconds",
+    Unit::Timestamp,
+    &["worker"],
+    "When a worker last committed. Alert when it is minutes old while there is lag.",
+);
+pub static ABORTS: Series = counter(
+    "flopwatch_aborts_total",
+    &["cause"],
+    "Commits that failed: the worker drops its tasks and restores. Alert when it keeps growing.",
+);
+pub static REBALANCES: Series = counter(
+    "flopwatch_rebalances_total",
+    &["event"],
+    "Changes of assignment seen by this process's workers. Alert when it grows without a \
+     deployment: a worker exceeds its session or poll interval.",
+);
+pub static GAP_RECORDS: Series = counter(
+    "flopwatch_gap_records_total",
+    &["stage"],
+    "Records that retention had removed before they were read, passed over by --accept-gap. \
+     Alert when above 0: the sums since then are too low.",
+);
+
+// Restore.
+
+pub static RESTORE_PROGRESS: Series = gauge(
+    "flopwatch_restore_progress_ratio",
+    Unit::Ratio,
+    &["stage", "partition"],
+    "Share of a task's changelog that has been read; 1 when restored.",
+);
+pub static RESTORE_REMAINING: Series = gauge(
+    "flopwatch_restore_remaining_seconds",
+    Unit::Seconds,
+    &["stage", "partition"],
+    "Time until a task is restored, at the rate so far; 0 when restored. Alert when above 60.",
+);
+pub static RESTORE_BYTES: Series =
+    counter("flopwatch_restore_bytes_total", &["stage"], "Changelog bytes read by restores.");
+pub static RESTORE_DURATION: Series = seconds(
+    "flopwatch_restore_duration_seconds",
+    &["stage"],
+    "Restores of a task's state from its changelog. Alert when p99 exceeds 5 s.",
+);
+
+// Directory and policies.
+
+pub static DIRECTORY_ENTRIES: Series = gauge(
+    "flopwatch_directory_entries",
+    Unit::Count,
+    &[],
+    "Accounts in the directory. Alert when it drops by a tenth: their owners and origins are \
+     unknown from then on.",
+);
+pub static DIRECTORY_INVALID: Series = counter(
+    "flopwatch_directory_invalid_total",
+    &[],
+    "Directory records that could not be read; the earlier entry stays in force. Alert when it \
+     grows.",
+);
+pub static POLICIES: Series = gauge(
+    "flopwatch_policies",
+    Unit::Count,
+    &["mode"],
+    "Policies in force by mode. Alert when none is live.",
+);
+pub static POLICY_RELOADS: Series = counter(
+    "flopwatch_policy_reloads_total",
+    &["outcome"],
+    "Reloads of changed policy files: applied, or refused whole with the old ones in force. Alert \
+     when refused grows.",
+);
+
+// The process.
+
+pub static BUILD_INFO: Series =
+    gauge("flopwatch_build_info", Unit::Info, &["version"], "The version that runs; always 1.");
+pub static START_TIME: Series = gauge(
+    "flopwatch_start_timestamp_seconds",
+    Unit::Timestamp,
+    &[],
+    "When the process started. Alert when it changes often: the process restarts in a loop.",
+);
+pub static READY: Series = gauge(
+    "flopwatch_ready",
+    Unit::Count,
+    &[],
+    "1 when the directory is read and every task restored, else 0: the answer of /healthz/ready. \
+     Alert when 0 for 5 minutes.",
+);
+pub static RESIDENT_MEMORY: Series = gauge(
+    "flopwatch_resident_memory_bytes",
+    Unit::Bytes,
+    &[],
+    "Resident memory of the process; the state is most of it. Alert when it nears the limit.",
+);
+pub static HTTP_REQUESTS: Series = counter(
+    "flopwatch_http_requests_total",
+    &["path", "code"],
+    "Requests answered by path and status; path is other when unknown.",
+);
+
+/// The table, in the order of the page for operators.
+pub static SERIES: [&Series; 36] = [
+    &EVENTS_READ,
+    &EVENTS_COUNTED,
+    &EVENTS_DUPLICATE,
+    &EVENTS_DEAD_LETTERED,
+    &EVENTS_LATE,
+    &TELEMETRY_DROPPED,
+    &UNKNOWN_ACCELERATOR,
+    &SUMS_APPLIED,
+    &EPOCHS_STEPPED,
+    &KEYS_JUDGED,
+    &ALERT_REVISIONS,
+    &ALERTS_FIRING,
+    &ALERT_DELAY,
+    &WATERMARK,
+    &PARTITIONS_IDLE,
+    &PARTITIONS_PAUSED,
+    &LAG,
+    &PARTITIONS_ASSIGNED,
+    &COMMIT_DURATION,
+    &LAST_COMMIT,
+    &ABORTS,
+    &REBALANCES,
+    &GAP_RECORDS,
+    &RESTORE_PROGRESS,
+    &RESTORE_REMAINING,
+    &RESTORE_BYTES,
+    &RESTORE_DURATION,
+    &DIRECTORY_ENTRIES,
+    &DIRECTORY_INVALID,
+    &POLICIES,
+    &POLICY_RELOADS,
+    &BUILD_INFO,
+    &START_TIME,
+    &READY,
+    &RESIDENT_MEMORY,
+    &HTTP_REQUESTS,
+];

@@ -1,0 +1,332 @@
+//! The house rules that a compiler does not check: what the detector may not use, how files begin,
+//! how long they are, where unsafe code is, and that the README's commands exist.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// A file over this is split by responsibility; STYLE asks for about 500.
+const MOST_LINES: usize = 650;
+
+/// What would make a stage's outputs depend on anything but its records. Hash maps are allowed for
+/// lookup; what iterates over one must be ordered, so the names that iterate are listed below.
+const FORBIDDEN_IN_DETECTOR: [&str; 26] = [
+    "std::thread",
+    "std::net",
+    "std::fs",
+    "std::env",
+    "std::process",
+    "std::sync::Mutex",
+    "std::sync::RwLock",
+    "Mutex<",
+    "RwLock<",
+    "Instant::now",
+    "SystemTime",
+    "Timestamp::now",
+    "Zoned::now",
+    "RandomState",
+    "std::collections::HashMap",
+    "std::collections::HashSet",
+    "use std::collections::{HashMap",
+    "use std::collections::{HashSet",
+    "rand::",
+    "rand_chacha",
+    "tokio",
+    "rdkafka",
+    "tracing::",
+    "metrics::",
+    "dashmap",
+    "crate::kafka",
+];
+
+/// Methods of maps whose order is the hash's.
+const ITERATING: [&str; 10] = [
+    ".iter()",
+    ".iter_mut()",
+    ".keys()",
+    ".values()",
+    ".values_mut()",
+    ".into_iter()",
+    ".into_keys()",
+    ".into_values()",
+    ".drain()",
+    ".retain(",
+];
+
+/// A line says so when it iterates over a hash map and order cannot show: the reason follows.
+const ORDER_FREE: &str = "order-free:";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every Rust file below a folder of the project, in order.
+fn rust_files(folder: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        for entry in entries {
+            let path = entry.expect("a folder can be listed").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// The lines that are code, numbered from 1: no comments, and nothing from `mod tests` on.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .enumerate()
+        .map(|(index, line)| (index + 1, line))
+        .take_while(|(_, line)| !line.trim_start().starts_with("#[cfg(test)]"))
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+/// One finding a line, so that a failure lists them all.
+fn assert_none(rule: &str, findings: &[String]) {
+    assert!(findings.is_empty(), "{rule}:\n{}", findings.join("\n"));
+}
+
+fn place(path: &Path, line: usize) -> String {
+    format!("{}:{line}", path.strip_prefix(root()).unwrap_or(path).display())
+}
+
+fn is_test_file(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == "tests.rs")
+}
+
+fn detector_files() -> impl Iterator<Item = PathBuf> {
+    rust_files("src/detector").into_iter().filter(|path| !is_test_file(path))
+}
+
+#[test]
+fn the_detector_has_no_clock_thread_lock_file_or_randomness() {
+    let mut findings = Vec::new();
+    for path in detector_files() {
+        let text = read(&path);
+        for (number, line) in code(&text) {
+            for forbidden in FORBIDDEN_IN_DETECTOR.iter().filter(|word| line.contains(**word)) {
+                findings.push(format!("{} uses {forbidden}", place(&path, number)));
+            }
+        }
+    }
+    assert_none("src/detector is a pure function of its records", &findings);
+}
+
+/// Names declared with a hash map or set type in a file.
+fn hash_maps(text: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for (_, line) in code(text) {
+        let Some(kind) = ["HashMap", "HashSet"].iter().find_map(|kind| line.find(kind)) else {
+            continue;
+        };
+        let before = &line[..kind];
+        let declared = before.rsplit_once(':').map(|(name, _)| name);
+        let bound = before.split_once("let ").map(|(_, name)| name);
+        for name in [declared, bound].into_iter().flatten() {
+            let name = name.trim_start_matches("mut ").trim_end_matches([':', ' ', '=', '&']);
+            let name: String = name
+                .chars()
+                .rev()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect::<String>()
+                .chars()
+                .rev()
+                .collect();
+            if !name.is_empty() {
+                names.insert(name);
+            }
+        }
+    }
+    names
+}
+
+/// Lines that iterate over a hash map or set declared in the same file, and its name.
+fn hash_iterations(text: &str) -> Vec<(usize, String)> {
+    let names = hash_maps(text);
+    let mut found = Vec::new();
+    let mut previous = "";
+    for (number, line) in text.lines().enumerate() {
+        let excused = line.contains(ORDER_FREE) || previous.contains(ORDER_FREE);
+        previous = line;
+        if excused || line.trim_start().starts_with("//") {
+            continue;
+        }
+        for name in &names {
+            let called = ITERATING.iter().any(|method| {
+                line.match_indices(&format!("{name}{method}"))
+                    .any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+            });
+            let looped = [" in &", " in &mut ", " in "].iter().any(|prefix| {
+                [name.clone(), format!("self.{name}")]
+                    .iter()
+                    .any(|name| line.contains(&format!("{prefix}{name} {{")))
+            });
+            if called || looped {
+                found.push((number + 1, name.clone()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_detector_iterates_over_no_hash_map() {
+    let mut findings = Vec::new();
+    for path in detector_files() {
+        for (line, name) in hash_iterations(&read(&path)) {
+            findings.push(format!("{} iterates over {name}", place(&path, line)));
+        }
+    }
+    let rule = "a hash map's order must not reach an output; sort, use a BTreeMap, or say in a \
+                comment `order-free: why`";
+    assert_none(rule, &findings);
+}
+
+#[test]
+fn a_planted_iteration_is_seen() {
+    let text = "struct S {\n    sums: HashMap<u32, u64>,\n    list: Vec<u8>,\n}\n\
+                fn f(s: &S) {\n    for n in s.sums.values() {}\n    for n in s.list.iter() {}\n\
+                // order-free: only counted\n    s.sums.iter().count();\n    s.resums.iter();\n\
+                let mut seen = HashSet::new();\n    for x in &seen {\n}";
+    let found = hash_iterations(text);
+    assert_eq!(found, [(6, "sums".to_owned()), (12, "seen".to_owned())]);
+}
+
+#[test]
+fn every_module_opens_by_saying_what_it_is() {
+    let mut findings = Vec::new();
+    for folder in ["src", "tests", "benches"] {
+        for path in rust_files(folder) {
+            let text = read(&path);
+            let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+            // main.rs and lib.rs take their documentation from a file
+            let opens = first.starts_with("//!") || first.starts_with("#![doc = include_str!(");
+            if !opens {
+                findings.push(place(&path, 1));
+            }
+        }
+    }
+    assert_none("every module opens with //!", &findings);
+}
+
+#[test]
+fn files_stay_readable_in_one_sitting() {
+    let mut findings = Vec::new();
+    for path in rust_files("src") {
+        let text = read(&path);
+        let lines = text.lines().take_while(|line| line.trim() != "#[cfg(test)]").count();
+        if lines > MOST_LINES && !is_test_file(&path) {
+            findings.push(format!("{} has {lines} lines before its tests", place(&path, 1)));
+        }
+        for (number, line) in text.lines().enumerate() {
+            // rustfmt breaks code, not comments
+            if line.trim_start().starts_with("//") && line.chars().count() > 100 {
+                findings.push(format!("{} is over 100 columns", place(&path, number + 1)));
+            }
+        }
+    }
+    assert_none("split by responsibility", &findings);
+}
+
+#[test]
+fn unsafe_code_is_in_the_batch_consumer_only_and_says_why_it_is_sound() {
+    let batch = root().join("src/kafka/batch.rs");
+    let mut findings = Vec::new();
+    for path in rust_files("src") {
+        let text = read(&path);
+        let lines: Vec<&str> = text.lines().collect();
+        for (number, line) in code(&text) {
+            let found = line.contains("unsafe {")
+                || line.contains("unsafe fn")
+                || line.contains("unsafe impl")
+                || line.contains("unsafe extern");
+            if !found {
+                continue;
+            }
+            if path != batch {
+                findings.push(format!("{}: unsafe", place(&path, number)));
+                continue;
+            }
+            let above = lines[..number - 1].iter().rev().take(8);
+            let reasoned = above
+                .take_while(|line| !line.trim().is_empty())
+                .any(|line| line.contains("SAFETY:") || line.contains("# Safety"));
+            if !reasoned && !line.contains("SAFETY:") {
+                findings.push(format!("{}: unsafe without SAFETY", place(&path, number)));
+            }
+        }
+    }
+    assert_none("unsafe code is in src/kafka/batch.rs only, each block with SAFETY", &findings);
+}
+
+#[test]
+fn nothing_is_left_for_later_in_silence() {
+    let words = ["todo!(", "unimplemented!(", "TODO", "FIXME", "XXX"];
+    let mut findings = Vec::new();
+    for path in rust_files("src") {
+        for (number, line) in read(&path).lines().enumerate() {
+            if words.iter().any(|word| line.contains(word)) {
+                findings.push(place(&path, number + 1));
+            }
+        }
+    }
+    assert_none("src holds no stub", &findings);
+}
+
+/// Words after `make` in the code of a page.
+fn make_targets(page: &str) -> BTreeSet<String> {
+    let mut targets = BTreeSet::new();
+    for (at, _) in page.match_indices("make ") {
+        let quoted = page[..at].ends_with('`') || page[..at].ends_with('\n');
+        let word: String = page[at + 5..].chars().take_while(char::is_ascii_lowercase).collect();
+        if quoted && !word.is_empty() {
+            targets.insert(word);
+        }
+    }
+    targets
+}
+
+#[test]
+fn the_commands_of_the_readme_exist() {
+    let makefile = read(&root().join("Makefile"));
+    let targets = make_targets(&read(&root().join("README.md")));
+    for expected in ["demo", "test"] {
+        assert!(targets.contains(expected), "the README no longer says make {expected}");
+    }
+    let findings: Vec<String> = targets
+        .iter()
+        .filter(|target| !makefile.lines().any(|line| line.starts_with(&format!("{target}:"))))
+        .cloned()
+        .collect();
+    assert_none("README.md names make targets that the Makefile lacks", &findings);
+    let run = read(&root().join(".ci/run"));
+    assert!(run.lines().any(|line| line == "make test"), ".ci/run runs the README's test command");
+}
+
+#[test]
+fn the_files_that_pages_link_to_exist() {
+    let mut findings = Vec::new();
+    for page in ["README.md", "src/ARCHITECTURE.md", "deploy/README.md"] {
+        let path = root().join(page);
+        let text = read(&path);
+        let folder = path.parent().expect("a page has a folder");
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = link.split('#').next().unwrap_or_default();
+            let elsewhere = target.is_empty() || target.contains("://");
+            if !elsewhere && !folder.join(target).exists() {
+                findings.push(format!("{page} links to {target}"));
+            }
+        }
+    }
+    assert_none("broken links", &findings);
+}
