@@ -82,7 +82,7 @@ fn firing() -> Alert {
             },
         ],
         estimate: Estimate {
-            flop_low: 3.2825917440000003e23,
+            flop_low: 3.282591744e23,
             flop: 6.01808486e23,
             flop_high: 9.1183104e23,
             flop_allocated: 1.82366208e24,

@@ -89,6 +89,16 @@ impl Catalogue {
         Self::parse(data::ACCELERATORS, data::INSTANCES).expect("a test loads the shipped data")
     }
 
+    /// What a configuration asks for: the shipped rows, `(path, text)` of `catalogue.files` over
+    /// them, and what unknown names count as.
+    pub fn load(
+        files: &[(&str, &str)],
+        unknown: &str,
+        unknown_count: f64,
+    ) -> Result<Self, LoadError> {
+        Self::shipped().with_files(files)?.with_unknown(unknown, unknown_count)
+    }
+
     /// A catalogue of these rows alone, which must have `nvidia-h100-sxm`.
     pub fn parse(accelerators_csv: &str, instances_csv: &str) -> Result<Self, LoadError> {
         let mut catalogue = Self {
@@ -546,6 +556,15 @@ mod tests {
             let fault = over_shipped(&text).expect_err(&text);
             assert!(fault.starts_with(expected), "{text:?}\n gave  {fault}\n wants {expected}");
         }
+    }
+
+    #[test]
+    fn an_accelerator_of_the_operator_may_stand_for_unknown_ones() {
+        let text = "key,dense16_tflops,dense_max_tflops\nwarp-core,5,10\n";
+        let catalogue = Catalogue::load(&[("mine.csv", text)], "Warp Core", 2.5).expect("sound");
+        let resolved = catalogue.resolve("", "no such type");
+        assert_eq!((resolved.peaks.dense16, resolved.count), (5.0 * 1e12, 2.5));
+        assert_eq!((catalogue.unknown_key(), catalogue.unknown_count()), ("warp-core", 2.5));
     }
 
     #[test]
