@@ -8,7 +8,8 @@ use super::client;
 use super::globs;
 use super::keys::{KEYS, Key, Kind};
 use super::policies::{PRESET, Sourced};
-use super::sections::cores;
+use super::policy::{CONDITION_KEYS, POLICY_KEYS};
+use super::sections::{TIER_KEYS, cores};
 use super::tree::{Node, Value};
 use crate::detector::policy::Policy;
 
@@ -97,19 +98,27 @@ fn print_tables(out: &mut String, key: &Key, node: &Node) {
         line(out, "");
         commented(out, &format!("[[{}]]", key.path), key.meaning);
         let (nested, plain): (Vec<_>, Vec<_>) =
-            item.entries().partition(|(_, node)| items(node).any(is_table));
+            in_order(item).into_iter().partition(|(_, node)| items(node).any(is_table));
         for (name, node) in plain {
             line(out, &format!("{} = {}", quoted(name), value(node)));
         }
         for (name, node) in nested {
             for item in items(node) {
                 line(out, &format!("[[{}.{}]]", key.path, quoted(name)));
-                for (name, node) in item.entries() {
+                for (name, node) in in_order(item) {
                     line(out, &format!("{} = {}", quoted(name), value(node)));
                 }
             }
         }
     }
+}
+
+/// Entries as people write them: a tier's slice before its keep, a policy's id first.
+fn in_order(table: &Node) -> Vec<(&String, &Node)> {
+    let order = || TIER_KEYS.iter().chain(&POLICY_KEYS).chain(&CONDITION_KEYS);
+    let mut entries: Vec<_> = table.entries().collect();
+    entries.sort_by_key(|(name, _)| order().position(|known| known == name));
+    entries
 }
 
 fn items(node: &Node) -> impl Iterator<Item = &Node> {

@@ -14,7 +14,7 @@ use crate::detector::policy::{Condition, Metric, Mode, OriginMatch, Policy, Scop
 use crate::detector::rules::TierRules;
 use crate::detector::time::Span;
 
-const POLICY_KEYS: [&str; 14] = [
+pub(super) const POLICY_KEYS: [&str; 14] = [
     "id",
     "version",
     "title",
@@ -30,7 +30,8 @@ const POLICY_KEYS: [&str; 14] = [
     "references",
     "all",
 ];
-const CONDITION_KEYS: [&str; 5] = ["metric", "window", "at_least", "accelerators", "horizon"];
+pub(super) const CONDITION_KEYS: [&str; 5] =
+    ["metric", "window", "at_least", "accelerators", "horizon"];
 /// Longest id: it is part of every alert's key.
 const ID_LIMIT: usize = 128;
 /// The estimate's window of a policy that has none.

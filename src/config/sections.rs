@@ -15,6 +15,7 @@ use crate::detector::rules::{
 };
 use crate::detector::time::Span;
 
+pub(super) const TIER_KEYS: [&str; 2] = ["slice", "keep"];
 /// More threads than any machine has cores.
 const WORKERS_LIMIT: u64 = 1024;
 /// Kafka's own limit on a topic's name.
@@ -78,7 +79,7 @@ fn tiers(tree: &Node, epoch: Span) -> Result<Vec<TierRules>> {
     let field = field_of(tree, "tier");
     let mut tiers: Vec<TierRules> = Vec::new();
     for table in field.tables()? {
-        table.refuse_unknown(&["slice", "keep"])?;
+        table.refuse_unknown(&TIER_KEYS)?;
         let slice_field = table.required("slice", SLICE)?;
         let slice = slice_field.positive_duration()?;
         if !slice.is_multiple_of(epoch) {
