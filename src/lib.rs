@@ -2,10 +2,15 @@
 
 pub mod cli;
 pub mod config;
+pub mod data;
 pub mod detector;
 pub mod error;
+pub mod geoip;
 pub mod http;
 pub mod metrics;
+pub mod record_file;
+pub mod replay;
+pub mod simulate;
 
 /// The protos of `proto/flopwatch/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]

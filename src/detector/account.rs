@@ -1,1 +1,607 @@
-//! account
+//! STAGE 2, per account-usage partition: align, origin, windows, runs, policies by account and
+//! site, forward to owners and countries.
+//!
+//! Each step M: slices that the last judgement was the last to need leave; the directory's changes
+//! take effect; sums tagged before M are applied; slices that end at M - lateness are judged. What
+//! the step adds goes on to GROUP tagged M - epoch, so that GROUP's judgement of the same slice
+//! end sees exactly what this one saw.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use foldhash::fast::FixedState;
+
+use super::alert::{Alert, Episode};
+use super::align::Align;
+use super::changelog::{Reader, Writer, damaged};
+use super::directory::{AccountRecord, Country, Directory, Facts, Origin};
+use super::event::Record;
+use super::internal::{
+    AccountSum, GroupKey, GroupPacker, GroupSum, Membership, pack_watermark, partition_of,
+    unpack_usage,
+};
+use super::judge::{Behind, Description, Subject};
+use super::key_state::{
+    KeyState, StateKey, check_stamp, read_episodes, write_episodes, write_stamp,
+};
+use super::measure::Measure;
+use super::names::{NameId, Names};
+use super::outbox::{Outbox, Output};
+use super::policy::{OriginMatch, Policies, Scope};
+use super::rules::Rules;
+use super::time::Timestamp;
+use super::window::Place;
+use super::{Stage, StageError, publish_alerts};
+
+/// The scope byte of ACCOUNT's changelog keys.
+const SCOPE: u8 = b'a';
+
+#[derive(Debug)]
+pub struct Account {
+    rules: Arc<Rules>,
+    policies: Arc<Policies>,
+    partition: u32,
+    /// Partitions of the downstream topic, as many as of our own.
+    targets: u32,
+    names: Names,
+    directory: Directory,
+    align: Align<AccountSum>,
+    accounts: HashMap<NameId, AccountState, FixedState>,
+    /// Accounts whose state changed since the last commit.
+    touched: BTreeSet<NameId>,
+    /// The judged slice end by which slices were last made to leave.
+    expired: Option<Timestamp>,
+    /// The watermark last sent on.
+    announced: Option<Timestamp>,
+    /// State was restored: the directory does not know its facts yet, and owners and origins have
+    /// not been compared with the rules.
+    restored: Restored,
+    /// The alignment changed since the last commit.
+    align_changed: bool,
+    /// At the end of all input: no later slice is judged.
+    last_judged: Option<Timestamp>,
+}
+
+/// What is still to be done after a restore.
+#[derive(Debug, Default)]
+struct Restored {
+    seed_directory: bool,
+    compare_rules: bool,
+}
+
+#[derive(Debug)]
+struct AccountState {
+    sums: KeyState,
+    facts: Facts,
+    owner: NameId,
+    country: Country,
+    /// Has a retained slice: its groups count it.
+    member: bool,
+    sites: BTreeMap<NameId, Vec<Episode>>,
+}
+
+/// What one step adds to the groups.
+#[derive(Debug, Default)]
+struct Step {
+    sums: BTreeMap<(GroupKey, Option<usize>, Timestamp, Place), Measure>,
+    memberships: Vec<Membership>,
+}
+
+impl Account {
+    pub fn new(rules: Arc<Rules>, policies: Arc<Policies>, partition: u32, targets: u32) -> Self {
+        let align = Align::new(rules.time.epoch);
+        Self {
+            rules,
+            policies,
+            partition,
+            targets,
+            names: Names::default(),
+            directory: Directory::default(),
+            align,
+            accounts: HashMap::with_hasher(FixedState::default()),
+            touched: BTreeSet::new(),
+            expired: None,
+            announced: None,
+            restored: Restored::default(),
+            align_changed: false,
+            last_judged: None,
+        }
+    }
+
+    /// Takes in one record of the directory, in the order read; records of accounts that belong
+    /// to other tasks are passed over.
+    pub fn directory(&mut self, record: &AccountRecord) {
+        self.seed_directory();
+        if partition_of(&record.account_id, self.targets) == self.partition {
+            self.directory.read(record);
+        }
+    }
+
+    /// Takes effect at the next judgement.
+    pub fn set_policies(&mut self, policies: Arc<Policies>) {
+        self.policies = policies;
+    }
+
+    /// The last step taken.
+    pub fn watermark(&self) -> Option<Timestamp> {
+        self.align.step()
+    }
+
+    /// Accounts with state.
+    pub fn accounts(&self) -> usize {
+        self.accounts.len()
+    }
+
+    /// The input has ended: applies every sum in order, and judges up to `stream_time`, the
+    /// greatest of all partitions.
+    pub fn finish(&mut self, stream_time: Timestamp, outbox: &mut Outbox) {
+        let last = stream_time.floor(self.rules.finest().slice);
+        self.last_judged = Some(last);
+        let last_step = last.plus(self.rules.time.lateness);
+        while let Some((step, sums)) = self.align.next_final_step(last_step) {
+            self.step(step, sums, outbox);
+        }
+        self.expire(last, &mut Step::default());
+    }
+
+    /// Every retained slice of the finest tier, by account, with its sum.
+    pub fn ledger(&self) -> impl Iterator<Item = (&str, Timestamp, Measure)> {
+        self.accounts.iter().flat_map(|(id, account)| {
+            let slices = account.sums.windows.all_slices(0);
+            slices.map(|(end, measure)| (self.names.text(*id), end, measure))
+        })
+    }
+}
+
+impl Stage for Account {
+    fn process(&mut self, record: &Record<'_>, outbox: &mut Outbox) -> Result<(), StageError> {
+        self.seed_directory();
+        let value = record.value.ok_or_else(|| damaged("account usage"))?;
+        let (announcement, sums) = unpack_usage(value, &mut self.names)?;
+        self.align.read(record.offset, announcement, sums.into_iter().map(|sum| (sum.tag, sum)));
+        self.align_changed = true;
+        while let Some((step, sums)) = self.align.next_step() {
+            self.step(step, sums, outbox);
+        }
+        Ok(())
+    }
+
+    fn seal(&mut self, outbox: &mut Outbox) {
+        if let Some(step) = self.align.step()
+            && self.announced != Some(step)
+        {
+            for partition in 0..self.targets {
+                let value = pack_watermark(self.partition, self.targets, step);
+                outbox.push(Output::Forward { partition, value });
+            }
+            self.announced = Some(step);
+        }
+        self.log(outbox);
+    }
+
+    fn position(&self) -> Option<u64> {
+        self.align.position()
+    }
+
+    fn restore(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), StageError> {
+        self.restored = Restored { seed_directory: true, compare_rules: true };
+        match (StateKey::parse(key)?, value) {
+            (StateKey::Align, Some(value)) => {
+                let mut reader = Reader::new(value)?;
+                check_stamp(&self.rules, &mut reader)?;
+                self.align.restore(&mut reader)
+            }
+            (StateKey::Align, None) => Err(damaged("the alignment")),
+            (StateKey::Head { key, .. }, Some(value)) => self.restore_head(key, value),
+            (StateKey::Head { key, .. }, None) => {
+                let id = self.names.intern(key);
+                self.accounts.remove(&id);
+                Ok(())
+            }
+            (StateKey::Slices { block, key, .. }, value) => {
+                let id = self.names.intern(key);
+                let rules = Arc::clone(&self.rules);
+                let Some(account) = self.restored(id, value.is_some()) else { return Ok(()) };
+                account.sums.windows.restore(&rules.tiers, block, value)
+            }
+        }
+    }
+
+    fn is_urgent(&self) -> bool {
+        self.align.step() != self.announced
+    }
+}
+
+/// One step.
+impl Account {
+    fn step(&mut self, step: Timestamp, sums: Vec<AccountSum>, outbox: &mut Outbox) {
+        let mut added = Step::default();
+        let judged = self.rules.judged(step.minus(self.rules.time.epoch));
+        self.expire(judged, &mut added);
+        self.move_changed(step, &mut added);
+        self.apply(&sums, judged, &mut added);
+        self.judge(step, outbox);
+        self.forward(step, &added, outbox);
+        outbox.tally.steps += 1;
+        outbox.tally.sums += sums.len() as u64;
+    }
+
+    /// After the judgement of `judged`: slices that are no longer kept leave, and accounts that
+    /// have none left leave their groups.
+    fn expire(&mut self, judged: Timestamp, added: &mut Step) {
+        if self.expired == Some(judged) {
+            return;
+        }
+        self.expired = Some(judged);
+        for (&id, account) in &mut self.accounts {
+            let had = !account.sums.windows.is_empty() || !account.sums.carry.is_none();
+            account.sums.expire(&self.rules, judged);
+            if account.member && account.sums.windows.is_empty() {
+                account.member = false;
+                account.sums.head_changed = true;
+                added.membership(id, account, &mut self.names, false);
+            }
+            if had && (account.sums.head_changed || account.sums.windows.is_changed()) {
+                self.touched.insert(id);
+            }
+        }
+    }
+
+    /// Directory changes that take effect at `step` move what is retained between groups.
+    fn move_changed(&mut self, step: Timestamp, added: &mut Step) {
+        let mut changed: BTreeSet<NameId> = BTreeSet::new();
+        for id in self.directory.advance(step) {
+            changed.extend(self.names.find(&id));
+        }
+        if std::mem::take(&mut self.restored.compare_rules) {
+            changed.extend(self.accounts.keys());
+        }
+        for id in changed {
+            let Some(account) = self.accounts.get_mut(&id) else { continue };
+            let facts = self.directory.facts(self.names.text(id)).clone();
+            let owner = facts.owner(self.names.text(id)).to_owned();
+            let owner = self.names.intern(&owner);
+            let country = facts.origin(&self.rules.origin).country;
+            if (&facts, owner, country) == (&account.facts, account.owner, account.country) {
+                continue;
+            }
+            added.relocate(id, account, &mut self.names, (facts, owner, country));
+            account.sums.head_changed = true;
+            self.touched.insert(id);
+        }
+    }
+
+    fn apply(&mut self, sums: &[AccountSum], judged: Timestamp, added: &mut Step) {
+        for sum in sums {
+            let id = sum.account;
+            let account = self.accounts.entry(id).or_insert_with(|| {
+                let facts = self.directory.facts(self.names.text(id)).clone();
+                AccountState::new(&self.rules, &mut self.names, id, facts)
+            });
+            let taken =
+                account.sums.add(&self.rules, judged, sum.slice_end, sum.place, sum.measure);
+            if taken && !account.member {
+                account.member = true;
+                account.sums.head_changed = true;
+                added.membership(id, account, &mut self.names, true);
+            }
+            for group in account.groups(&mut self.names) {
+                added.sum(group, None, sum.slice_end, sum.place, sum.measure);
+            }
+            self.touched.insert(id);
+        }
+    }
+
+    fn judge(&mut self, step: Timestamp, outbox: &mut Outbox) {
+        let at = step.minus(self.rules.time.lateness);
+        let is_boundary = at == at.floor(self.rules.finest().slice);
+        if !is_boundary || self.last_judged.is_some_and(|last| at > last) {
+            return;
+        }
+        let with_sites = self.policies.list.iter().any(|policy| policy.scope == Scope::Site);
+        let mut alerts = Vec::new();
+        for (&id, account) in &mut self.accounts {
+            let mut judging =
+                Judging { rules: &self.rules, names: &self.names, policies: &self.policies, at };
+            let changed = judging.account(id, account, &mut alerts);
+            let sites = with_sites || !account.sites.is_empty();
+            let changed_sites = sites && judging.sites(id, account, &mut alerts);
+            if changed || changed_sites {
+                account.sums.head_changed = true;
+                self.touched.insert(id);
+            }
+            outbox.tally.judged += 1;
+        }
+        publish_alerts(alerts, outbox);
+    }
+
+    /// Packs what the step adds to the groups, per target partition.
+    fn forward(&self, step: Timestamp, added: &Step, outbox: &mut Outbox) {
+        if added.sums.is_empty() && added.memberships.is_empty() {
+            return;
+        }
+        let tag = step.minus(self.rules.time.epoch);
+        let packer = || GroupPacker::new(self.partition, self.targets, tag, &self.names);
+        let mut packers: BTreeMap<u32, GroupPacker<'_>> = BTreeMap::new();
+        for (&(group, tier, slice_end, place), &measure) in &added.sums {
+            let partition = group.partition(&self.names, self.targets);
+            let sum = GroupSum { group, place, tier, slice_end, measure };
+            packers.entry(partition).or_insert_with(packer).add(&sum);
+        }
+        for membership in &added.memberships {
+            let partition = membership.group.partition(&self.names, self.targets);
+            packers.entry(partition).or_insert_with(packer).add_membership(membership);
+        }
+        for (partition, packer) in packers {
+            for value in packer.finish() {
+                outbox.push(Output::Forward { partition, value });
+            }
+        }
+    }
+}
+
+/// Accounts and sites at one slice end.
+struct Judging<'a> {
+    rules: &'a Rules,
+    names: &'a Names,
+    policies: &'a Policies,
+    at: Timestamp,
+}
+
+impl Judging<'_> {
+    fn account(&mut self, id: NameId, account: &mut AccountState, alerts: &mut Vec<Alert>) -> bool {
+        let mut episodes = std::mem::take(&mut account.sums.episodes);
+        let behind = OneAccount { id: self.names.text(id), account, rules: self.rules, site: None };
+        let windows = &account.sums.windows;
+        let subject =
+            Subject::new(Scope::Account, self.at, self.rules, self.names, windows, &behind)
+                .with_runs(&account.sums.carry);
+        let changed = subject.judge(self.policies, &mut episodes, alerts);
+        account.sums.episodes = episodes;
+        changed
+    }
+
+    fn sites(&mut self, id: NameId, account: &mut AccountState, alerts: &mut Vec<Alert>) -> bool {
+        let mut sites = std::mem::take(&mut account.sites);
+        let mut changed = false;
+        for fabric in account.sums.windows.fabrics() {
+            sites.entry(fabric).or_default();
+        }
+        sites.retain(|&fabric, episodes| {
+            let site = Some(self.names.text(fabric));
+            let behind = OneAccount { id: self.names.text(id), account, rules: self.rules, site };
+            let windows = &account.sums.windows;
+            let subject =
+                Subject::new(Scope::Site, self.at, self.rules, self.names, windows, &behind)
+                    .on_fabric(fabric);
+            changed |= subject.judge(self.policies, episodes, alerts);
+            !episodes.is_empty()
+        });
+        account.sites = sites;
+        changed
+    }
+}
+
+struct OneAccount<'a> {
+    id: &'a str,
+    account: &'a AccountState,
+    rules: &'a Rules,
+    site: Option<&'a str>,
+}
+
+impl OneAccount<'_> {
+    fn origin(&self) -> Origin {
+        self.account.facts.origin(&self.rules.origin)
+    }
+}
+
+impl Behind for OneAccount<'_> {
+    fn matches(&self, wanted: &OriginMatch) -> bool {
+        *wanted == OriginMatch::Any || self.origin().matches(wanted)
+    }
+
+    fn describe(&self, _wanted: &OriginMatch) -> Description {
+        let key = match self.site {
+            Some(fabric) => format!("{}@{fabric}", self.id),
+            None => self.id.to_owned(),
+        };
+        Description {
+            key,
+            accounts: vec![self.id.to_owned()],
+            accounts_total: 1,
+            origin: self.origin(),
+            facts: self.account.facts.clone(),
+        }
+    }
+}
+
+impl AccountState {
+    fn new(rules: &Rules, names: &mut Names, id: NameId, facts: Facts) -> Self {
+        let owner = facts.owner(names.text(id)).to_owned();
+        let owner = names.intern(&owner);
+        let country = facts.origin(&rules.origin).country;
+        let sums = KeyState::new(rules);
+        Self { sums, facts, owner, country, member: false, sites: BTreeMap::new() }
+    }
+
+    fn groups(&self, names: &mut Names) -> [GroupKey; 2] {
+        let country = names.intern(self.country.as_str());
+        [
+            GroupKey { scope: Scope::Owner, name: self.owner },
+            GroupKey { scope: Scope::Country, name: country },
+        ]
+    }
+
+    fn is_over(&self) -> bool {
+        self.sums.is_over() && self.sites.is_empty()
+    }
+}
+
+impl Step {
+    fn sum(
+        &mut self,
+        group: GroupKey,
+        tier: Option<usize>,
+        slice_end: Timestamp,
+        place: Place,
+        measure: Measure,
+    ) {
+        *self.sums.entry((group, tier, slice_end, place)).or_insert(Measure::ZERO) += measure;
+    }
+
+    /// The account joins or leaves its two groups.
+    fn membership(
+        &mut self,
+        account: NameId,
+        state: &AccountState,
+        names: &mut Names,
+        member: bool,
+    ) {
+        for group in state.groups(names) {
+            self.group_membership(account, state, group, member);
+        }
+    }
+
+    fn group_membership(
+        &mut self,
+        account: NameId,
+        state: &AccountState,
+        group: GroupKey,
+        member: bool,
+    ) {
+        let facts = if group.scope == Scope::Owner && member {
+            let mut writer = Writer::default();
+            state.facts.write(&mut writer);
+            writer.finish()
+        } else {
+            Vec::new()
+        };
+        self.memberships.push(Membership { group, account, member, facts });
+    }
+
+    /// New facts: what is retained moves from the old groups to the new, tier by tier.
+    fn relocate(
+        &mut self,
+        id: NameId,
+        account: &mut AccountState,
+        names: &mut Names,
+        (facts, owner, country): (Facts, NameId, Country),
+    ) {
+        let old = account.groups(names);
+        (account.facts, account.owner, account.country) = (facts, owner, country);
+        let new = account.groups(names);
+        if !account.member {
+            return;
+        }
+        for (from, to) in old.into_iter().zip(new) {
+            if from == to {
+                if to.scope == Scope::Owner {
+                    self.group_membership(id, account, to, true);
+                }
+                continue;
+            }
+            self.group_membership(id, account, from, false);
+            self.group_membership(id, account, to, true);
+            for tier in 0..account.sums.windows.tiers() {
+                for (end, place, measure) in account.sums.windows.all_cells(tier) {
+                    self.sum(from, Some(tier), end, place, -measure);
+                    self.sum(to, Some(tier), end, place, measure);
+                }
+            }
+        }
+    }
+}
+
+/// The changelog.
+impl Account {
+    fn log(&mut self, outbox: &mut Outbox) {
+        let touched = std::mem::take(&mut self.touched);
+        for id in touched {
+            let Some(account) = self.accounts.get_mut(&id) else { continue };
+            let key = self.names.text(id);
+            if outbox.keeps_changes() {
+                account.sums.windows.log(&self.rules.tiers, |block, value| {
+                    let key = StateKey::Slices { scope: SCOPE, block, key }.bytes();
+                    outbox.push(Output::Change { key, value });
+                });
+            } else {
+                account.sums.windows.forget_changes();
+            }
+            let over = account.is_over();
+            if outbox.keeps_changes()
+                && (over || account.sums.head_changed || account.sums.windows.places_changed())
+            {
+                let value = (!over).then(|| account.write_head(&self.names));
+                let key = StateKey::Head { scope: SCOPE, key }.bytes();
+                outbox.push(Output::Change { key, value });
+            }
+            if over {
+                self.accounts.remove(&id);
+            }
+        }
+        if std::mem::take(&mut self.align_changed) && outbox.keeps_changes() {
+            let mut writer = Writer::default();
+            write_stamp(&self.rules, &mut writer);
+            self.align.write(&mut writer);
+            let key = StateKey::Align.bytes();
+            outbox.push(Output::Change { key, value: Some(writer.finish()) });
+        }
+    }
+
+    fn restore_head(&mut self, key: &str, value: &[u8]) -> Result<(), StageError> {
+        let id = self.names.intern(key);
+        let mut reader = Reader::new(value)?;
+        let facts = Facts::read(&mut reader)?;
+        let owner = self.names.intern(reader.text()?);
+        let country = Country::parse(reader.text()?).unwrap_or(Country::UNKNOWN);
+        let member = reader.flag()?;
+        let mut sites = BTreeMap::new();
+        for _ in 0..reader.small()? {
+            let fabric = self.names.intern(reader.text()?);
+            sites.insert(fabric, read_episodes(&mut reader)?);
+        }
+        let account = self
+            .accounts
+            .entry(id)
+            .or_insert_with(|| AccountState::new(&self.rules, &mut self.names, id, Facts::Missing));
+        account.sums.read(&mut self.names, &mut reader)?;
+        (account.facts, account.owner, account.country) = (facts, owner, country);
+        (account.member, account.sites) = (member, sites);
+        Ok(())
+    }
+
+    /// Once the whole state is restored: its facts are those in force.
+    fn seed_directory(&mut self) {
+        if std::mem::take(&mut self.restored.seed_directory) {
+            for (id, account) in &self.accounts {
+                self.directory.restore(self.names.text(*id), &account.facts);
+            }
+        }
+    }
+
+    /// The state that a block belongs to; the head may come later.
+    fn restored(&mut self, id: NameId, create: bool) -> Option<&mut AccountState> {
+        if create && !self.accounts.contains_key(&id) {
+            let account = AccountState::new(&self.rules, &mut self.names, id, Facts::Missing);
+            self.accounts.insert(id, account);
+        }
+        self.accounts.get_mut(&id)
+    }
+}
+
+impl AccountState {
+    fn write_head(&mut self, names: &Names) -> Vec<u8> {
+        let mut writer = Writer::default();
+        self.facts.write(&mut writer);
+        writer.text(names.text(self.owner));
+        writer.text(self.country.as_str());
+        writer.flag(self.member);
+        writer.unsigned(self.sites.len() as u64);
+        for (fabric, episodes) in &self.sites {
+            writer.text(names.text(*fabric));
+            write_episodes(episodes, &mut writer);
+        }
+        self.sums.write(names, &mut writer);
+        writer.finish()
+    }
+}

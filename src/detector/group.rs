@@ -1,1 +1,403 @@
-//! group
+//! STAGE 3, per group-usage partition: align, windows, runs, policies by owner and country.
+//!
+//! GROUP knows of accounts only what ACCOUNT says: which are members of a group, and for owners
+//! what the directory says of each.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use foldhash::fast::FixedState;
+
+use super::align::Align;
+use super::changelog::{Reader, Writer, damaged};
+use super::directory::{Country, Facts, Origin};
+use super::event::Record;
+use super::internal::{
+    GroupKey, GroupSum, GroupUsage, Membership, partition_of, unpack_group_usage,
+};
+use super::judge::{Behind, Description, Subject};
+use super::key_state::{KeyState, StateKey, check_stamp, write_stamp};
+use super::measure::Measure;
+use super::names::Names;
+use super::outbox::{Outbox, Output};
+use super::policy::{OriginMatch, Policies, Scope};
+use super::rules::Rules;
+use super::time::Timestamp;
+use super::{Stage, StageError, publish_alerts};
+
+/// Accounts that an owner's alert names.
+const ACCOUNTS_NAMED: usize = 100;
+
+#[derive(Debug)]
+pub struct Group {
+    rules: Arc<Rules>,
+    policies: Arc<Policies>,
+    names: Names,
+    align: Align<Entry>,
+    groups: HashMap<GroupKey, GroupState, FixedState>,
+    touched: BTreeSet<GroupKey>,
+    expired: Option<Timestamp>,
+    /// The watermark at the last commit.
+    committed: Option<Timestamp>,
+    align_changed: bool,
+    last_judged: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Sum(GroupSum),
+    Membership(Membership),
+}
+
+#[derive(Debug)]
+struct GroupState {
+    sums: KeyState,
+    /// An owner's accounts with a retained slice; a country only counts them.
+    accounts: BTreeMap<Box<str>, Facts>,
+    members: u64,
+}
+
+impl Group {
+    pub fn new(rules: Arc<Rules>, policies: Arc<Policies>) -> Self {
+        let align = Align::new(rules.time.epoch);
+        Self {
+            rules,
+            policies,
+            names: Names::default(),
+            align,
+            groups: HashMap::with_hasher(FixedState::default()),
+            touched: BTreeSet::new(),
+            expired: None,
+            committed: None,
+            align_changed: false,
+            last_judged: None,
+        }
+    }
+
+    /// Takes effect at the next judgement.
+    pub fn set_policies(&mut self, policies: Arc<Policies>) {
+        self.policies = policies;
+    }
+
+    /// The last step taken.
+    pub fn watermark(&self) -> Option<Timestamp> {
+        self.align.step()
+    }
+
+    /// Owners and countries with state.
+    pub fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// The input has ended: applies every sum in order, and judges up to `stream_time`.
+    pub fn finish(&mut self, stream_time: Timestamp, outbox: &mut Outbox) {
+        let last = stream_time.floor(self.rules.finest().slice);
+        self.last_judged = Some(last);
+        let last_step = last.plus(self.rules.time.lateness);
+        while let Some((step, entries)) = self.align.next_final_step(last_step) {
+            self.step(step, entries, outbox);
+        }
+        self.expire(last);
+    }
+
+    /// Every retained slice of the finest tier, by scope and key, with its sum.
+    pub fn ledger(&self) -> impl Iterator<Item = (Scope, &str, Timestamp, Measure)> {
+        self.groups.iter().flat_map(|(key, group)| {
+            let slices = group.sums.windows.all_slices(0);
+            slices.map(|(end, measure)| (key.scope, self.names.text(key.name), end, measure))
+        })
+    }
+}
+
+impl GroupKey {
+    /// The partition of a group among `partitions`.
+    pub fn partition(self, names: &Names, partitions: u32) -> u32 {
+        partition_of(&format!("{}/{}", self.scope.name(), names.text(self.name)), partitions)
+    }
+
+    /// The scope byte of GROUP's changelog keys.
+    fn scope_byte(self) -> u8 {
+        if self.scope == Scope::Country { b'c' } else { b'o' }
+    }
+}
+
+impl Stage for Group {
+    fn process(&mut self, record: &Record<'_>, outbox: &mut Outbox) -> Result<(), StageError> {
+        let value = record.value.ok_or_else(|| damaged("group usage"))?;
+        let usage: GroupUsage = unpack_group_usage(value, &mut self.names)?;
+        let tag = usage.tag;
+        let memberships = usage.memberships.into_iter().map(Entry::Membership);
+        let entries = memberships.chain(usage.sums.into_iter().map(Entry::Sum));
+        self.align.read(record.offset, usage.announcement, entries.map(|entry| (tag, entry)));
+        self.align_changed = true;
+        while let Some((step, entries)) = self.align.next_step() {
+            self.step(step, entries, outbox);
+        }
+        Ok(())
+    }
+
+    fn seal(&mut self, outbox: &mut Outbox) {
+        self.committed = self.align.step();
+        self.log(outbox);
+    }
+
+    fn position(&self) -> Option<u64> {
+        self.align.position()
+    }
+
+    fn restore(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), StageError> {
+        let group = |scope: u8, key: &str, names: &mut Names| {
+            let scope = if scope == b'c' { Scope::Country } else { Scope::Owner };
+            GroupKey { scope, name: names.intern(key) }
+        };
+        match (StateKey::parse(key)?, value) {
+            (StateKey::Align, Some(value)) => {
+                let mut reader = Reader::new(value)?;
+                check_stamp(&self.rules, &mut reader)?;
+                self.align.restore(&mut reader)
+            }
+            (StateKey::Align, None) => Err(damaged("the alignment")),
+            (StateKey::Head { scope, key }, Some(value)) => {
+                let key = group(scope, key, &mut self.names);
+                let state = self.groups.entry(key).or_insert_with(|| GroupState::new(&self.rules));
+                state.read_head(&mut self.names, value)
+            }
+            (StateKey::Head { scope, key }, None) => {
+                self.groups.remove(&group(scope, key, &mut self.names));
+                Ok(())
+            }
+            (StateKey::Slices { scope, block, key }, value) => {
+                let key = group(scope, key, &mut self.names);
+                if value.is_none() && !self.groups.contains_key(&key) {
+                    return Ok(());
+                }
+                let state = self.groups.entry(key).or_insert_with(|| GroupState::new(&self.rules));
+                state.sums.windows.restore(&self.rules.tiers, block, value)
+            }
+        }
+    }
+
+    fn is_urgent(&self) -> bool {
+        self.align.step() != self.committed
+    }
+}
+
+/// One step.
+impl Group {
+    fn step(&mut self, step: Timestamp, entries: Vec<Entry>, outbox: &mut Outbox) {
+        let judged = self.rules.judged(step.minus(self.rules.time.epoch));
+        self.expire(judged);
+        for entry in entries {
+            self.apply(entry, judged);
+        }
+        self.judge(step, outbox);
+        outbox.tally.steps += 1;
+    }
+
+    fn expire(&mut self, judged: Timestamp) {
+        if self.expired == Some(judged) {
+            return;
+        }
+        self.expired = Some(judged);
+        for (&key, group) in &mut self.groups {
+            group.sums.expire(&self.rules, judged);
+            if group.sums.head_changed || group.sums.windows.is_changed() {
+                self.touched.insert(key);
+            }
+        }
+    }
+
+    fn apply(&mut self, entry: Entry, judged: Timestamp) {
+        let key = match &entry {
+            Entry::Sum(sum) => sum.group,
+            Entry::Membership(membership) => membership.group,
+        };
+        let group = self.groups.entry(key).or_insert_with(|| GroupState::new(&self.rules));
+        match entry {
+            Entry::Sum(sum) => match sum.tier {
+                None => {
+                    group.sums.add(&self.rules, judged, sum.slice_end, sum.place, sum.measure);
+                }
+                Some(tier) => group.sums.add_moved(
+                    &self.rules,
+                    judged,
+                    tier,
+                    sum.slice_end,
+                    sum.place,
+                    sum.measure,
+                ),
+            },
+            Entry::Membership(membership) => {
+                group.apply_membership(&membership, self.names.text(membership.account));
+            }
+        }
+        self.touched.insert(key);
+    }
+
+    fn judge(&mut self, step: Timestamp, outbox: &mut Outbox) {
+        let at = step.minus(self.rules.time.lateness);
+        let is_boundary = at == at.floor(self.rules.finest().slice);
+        if !is_boundary || self.last_judged.is_some_and(|last| at > last) {
+            return;
+        }
+        let mut alerts = Vec::new();
+        for (&key, group) in &mut self.groups {
+            let mut episodes = std::mem::take(&mut group.sums.episodes);
+            let name = self.names.text(key.name);
+            let behind = OneGroup { scope: key.scope, name, group, rules: &self.rules };
+            let (rules, windows) = (&self.rules, &group.sums.windows);
+            let mut subject = Subject::new(key.scope, at, rules, &self.names, windows, &behind);
+            if key.scope == Scope::Owner {
+                subject = subject.with_runs(&group.sums.carry);
+            }
+            if subject.judge(&self.policies, &mut episodes, &mut alerts) {
+                group.sums.head_changed = true;
+                self.touched.insert(key);
+            }
+            group.sums.episodes = episodes;
+            outbox.tally.judged += 1;
+        }
+        publish_alerts(alerts, outbox);
+    }
+
+    fn log(&mut self, outbox: &mut Outbox) {
+        for key in std::mem::take(&mut self.touched) {
+            let Some(group) = self.groups.get_mut(&key) else { continue };
+            let (scope, name) = (key.scope_byte(), self.names.text(key.name));
+            if outbox.keeps_changes() {
+                group.sums.windows.log(&self.rules.tiers, |block, value| {
+                    let key = StateKey::Slices { scope, block, key: name }.bytes();
+                    outbox.push(Output::Change { key, value });
+                });
+            } else {
+                group.sums.windows.forget_changes();
+            }
+            let over = group.is_over();
+            if outbox.keeps_changes()
+                && (over || group.sums.head_changed || group.sums.windows.places_changed())
+            {
+                let value = (!over).then(|| group.write_head(&self.names));
+                let key = StateKey::Head { scope, key: name }.bytes();
+                outbox.push(Output::Change { key, value });
+            }
+            if over {
+                self.groups.remove(&key);
+            }
+        }
+        if std::mem::take(&mut self.align_changed) && outbox.keeps_changes() {
+            let mut writer = Writer::default();
+            write_stamp(&self.rules, &mut writer);
+            self.align.write(&mut writer);
+            let key = StateKey::Align.bytes();
+            outbox.push(Output::Change { key, value: Some(writer.finish()) });
+        }
+    }
+}
+
+impl GroupState {
+    fn new(rules: &Rules) -> Self {
+        Self { sums: KeyState::new(rules), accounts: BTreeMap::new(), members: 0 }
+    }
+
+    fn apply_membership(&mut self, membership: &Membership, account: &str) {
+        self.sums.head_changed = true;
+        if membership.group.scope == Scope::Country {
+            if membership.member {
+                self.members += 1;
+            } else {
+                self.members = self.members.checked_sub(1).expect("only members leave");
+            }
+        } else if membership.member {
+            let facts =
+                Reader::new(&membership.facts).and_then(|mut facts| Facts::read(&mut facts));
+            self.accounts.insert(account.into(), facts.unwrap_or_default());
+        } else {
+            self.accounts.remove(account);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.sums.is_over() && self.accounts.is_empty() && self.members == 0
+    }
+
+    fn write_head(&mut self, names: &Names) -> Vec<u8> {
+        let mut writer = Writer::default();
+        writer.unsigned(self.members);
+        writer.unsigned(self.accounts.len() as u64);
+        for (account, facts) in &self.accounts {
+            writer.text(account);
+            facts.write(&mut writer);
+        }
+        self.sums.write(names, &mut writer);
+        writer.finish()
+    }
+
+    fn read_head(&mut self, names: &mut Names, value: &[u8]) -> Result<(), StageError> {
+        let mut reader = Reader::new(value)?;
+        self.members = reader.number()?;
+        self.accounts.clear();
+        for _ in 0..reader.small()? {
+            let account = reader.text()?.into();
+            self.accounts.insert(account, Facts::read(&mut reader)?);
+        }
+        self.sums.read(names, &mut reader)
+    }
+}
+
+struct OneGroup<'a> {
+    scope: Scope,
+    name: &'a str,
+    group: &'a GroupState,
+    rules: &'a Rules,
+}
+
+impl OneGroup<'_> {
+    fn country(&self) -> Origin {
+        let country = Country::parse(self.name).unwrap_or(Country::UNKNOWN);
+        Origin::of_country(country, &self.rules.origin)
+    }
+
+    /// The first account that `wanted` matches.
+    fn matching(&self, wanted: &OriginMatch) -> Option<(Origin, &Facts)> {
+        self.group.accounts.values().find_map(|facts| {
+            let origin = facts.origin(&self.rules.origin);
+            origin.matches(wanted).then_some((origin, facts))
+        })
+    }
+}
+
+impl Behind for OneGroup<'_> {
+    fn matches(&self, wanted: &OriginMatch) -> bool {
+        if self.scope == Scope::Country {
+            return self.country().matches(wanted);
+        }
+        *wanted == OriginMatch::Any || self.matching(wanted).is_some()
+    }
+
+    /// An owner's origin is that of the first account that made the policy look.
+    fn describe(&self, wanted: &OriginMatch) -> Description {
+        let key = self.name.to_owned();
+        if self.scope == Scope::Country {
+            return Description {
+                key,
+                accounts: Vec::new(),
+                accounts_total: self.group.members,
+                origin: self.country(),
+                facts: Facts::Missing,
+            };
+        }
+        let matching = self.matching(wanted).or_else(|| self.matching(&OriginMatch::Any));
+        let (origin, facts) = matching.map_or_else(
+            || (Facts::Missing.origin(&self.rules.origin), Facts::Missing),
+            |(origin, facts)| (origin, facts.clone()),
+        );
+        let named = self.group.accounts.keys().take(ACCOUNTS_NAMED);
+        Description {
+            key,
+            accounts: named.map(ToString::to_string).collect(),
+            accounts_total: self.group.accounts.len() as u64,
+            origin,
+            facts,
+        }
+    }
+}

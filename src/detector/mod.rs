@@ -15,14 +15,19 @@ pub mod alert;
 pub mod align;
 pub mod catalogue;
 pub mod changelog;
+pub mod cloudevent;
 pub mod decode;
 pub mod dedup;
 pub mod directory;
 pub mod event;
 pub mod group;
+pub mod internal;
 pub mod invalid;
+pub mod judge;
+pub mod key_state;
 pub mod measure;
 pub mod meter;
+pub mod names;
 pub mod outbox;
 pub mod policy;
 pub mod rules;
@@ -30,8 +35,9 @@ pub mod run;
 pub mod time;
 pub mod window;
 
+use alert::{Alert, State};
 use event::Record;
-use outbox::Outbox;
+use outbox::{Outbox, Output};
 
 /// One partition of one stage: a state machine fed records.
 ///
@@ -54,6 +60,25 @@ pub trait Stage {
 
     /// Something waits that subscribers want at once: a moved watermark or an alert.
     fn is_urgent(&self) -> bool;
+}
+
+/// The alerts of one judgement, in order of scope, key and policy.
+fn publish_alerts(mut alerts: Vec<Alert>, outbox: &mut Outbox) {
+    alerts.sort_by(|a, b| {
+        let rank = |alert: &Alert| (alert.scope, alert.policy.version, alert.state.name());
+        (a.scope, &a.key, &a.policy.id)
+            .cmp(&(b.scope, &b.key, &b.policy.id))
+            .then_with(|| rank(a).cmp(&rank(b)))
+    });
+    for alert in alerts {
+        let tally = outbox.tally.alerts(alert.policy.mode);
+        match alert.state {
+            State::Firing => tally.firing += 1,
+            State::Updated => tally.updated += 1,
+            State::Resolved => tally.resolved += 1,
+        }
+        outbox.push(Output::Alert(Box::new(alert)));
+    }
 }
 
 /// Why a stage cannot go on. Nothing was published since the last commit.

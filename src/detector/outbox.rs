@@ -37,9 +37,19 @@ pub struct DeadLetter {
 pub struct Outbox {
     pub outputs: Vec<Output>,
     pub tally: Tally,
+    without_changes: bool,
 }
 
 impl Outbox {
+    /// For a shell that keeps no changelog.
+    pub fn without_changes() -> Self {
+        Self { without_changes: true, ..Self::default() }
+    }
+
+    pub fn keeps_changes(&self) -> bool {
+        !self.without_changes
+    }
+
     pub fn push(&mut self, output: Output) {
         self.outputs.push(output);
     }

@@ -38,9 +38,17 @@ pub struct Policy {
 pub struct Condition {
     pub metric: Metric,
     /// Its own window or its policy's; `None` for run metrics.
-    pub window: Option<Span>,
+    pub window: Option<Window>,
     /// Greater than 0.
     pub at_least: f64,
+}
+
+/// The length of a condition's window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    pub length: Span,
+    /// As the policy's author wrote it: alerts quote it.
+    pub text: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -1,0 +1,115 @@
+//! Simulated records to Kafka: the one place here that talks to a broker.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+use crate::error::Fatal;
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A producer to the usage and accounts topics, with a bounded queue.
+pub struct Publisher {
+    producer: BaseProducer,
+}
+
+impl std::fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Publisher").finish_non_exhaustive()
+    }
+}
+
+impl Publisher {
+    /// `client` holds verbatim librdkafka settings, which win.
+    pub fn new(bootstrap: &str, client: &BTreeMap<String, String>) -> Result<Self, Fatal> {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", bootstrap)
+            // the measure of PERFORMANCE: what a cloud's pipeline would send
+            .set("compression.type", "lz4")
+            .set("linger.ms", "20")
+            .set("batch.size", "1000000")
+            // retries neither reorder nor repeat: the only duplicates are the simulated ones
+            .set("enable.idempotence", "true")
+            // the bound on memory; `send` waits for room
+            .set("queue.buffering.max.messages", "500000")
+            .set("queue.buffering.max.kbytes", "262144");
+        for (name, value) in client {
+            config.set(name, value);
+        }
+        let producer = config
+            .create()
+            .map_err(|error| Fatal::Broker(format!("no producer for {bootstrap}: {error}")))?;
+        Ok(Self { producer })
+    }
+
+    /// Partitions of a topic that must exist.
+    pub fn partitions(&self, topic: &str) -> Result<u32, Fatal> {
+        let refuse = |detail: String| {
+            Fatal::Broker(format!("{topic}: {detail}; `flopwatch topics` creates the topics"))
+        };
+        let metadata = self
+            .producer
+            .client()
+            .fetch_metadata(Some(topic), TIMEOUT)
+            .map_err(|error| refuse(format!("its partitions cannot be asked for: {error}")))?;
+        let found = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+        match u32::try_from(found) {
+            Ok(count) if count > 0 => Ok(count),
+            Ok(_) | Err(_) => Err(refuse("there is no such topic".to_owned())),
+        }
+    }
+
+    /// Queues a record; without a partition, the key decides.
+    pub fn send(
+        &self,
+        topic: &str,
+        partition: Option<u32>,
+        key: Option<&[u8]>,
+        value: &[u8],
+    ) -> Result<(), Fatal> {
+        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).payload(value);
+        if let Some(key) = key {
+            record = record.key(key);
+        }
+        if let Some(partition) = partition {
+            record = record.partition(i32::try_from(partition).expect("a partition's number"));
+        }
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => break,
+                Err((
+                    KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull),
+                    refused,
+                )) => {
+                    record = refused;
+                    self.producer.poll(Duration::from_millis(50));
+                }
+                Err((error, _)) => {
+                    return Err(Fatal::Broker(format!("{topic}: cannot be written: {error}")));
+                }
+            }
+        }
+        self.producer.poll(Duration::ZERO);
+        self.fatal(topic)
+    }
+
+    /// Waits until the broker has everything.
+    pub fn finish(self, topic: &str) -> Result<(), Fatal> {
+        let sent = self.producer.flush(Duration::from_secs(120));
+        sent.map_err(|error| Fatal::Broker(format!("{topic}: not all was written: {error}")))?;
+        self.fatal(topic)
+    }
+
+    fn fatal(&self, topic: &str) -> Result<(), Fatal> {
+        match self.producer.client().fatal_error() {
+            None => Ok(()),
+            Some((_, detail)) => {
+                Err(Fatal::Broker(format!("{topic}: cannot be written: {detail}")))
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Kafka as far as exactness needs it: partitions with offsets, transactions that append to many
+//! partitions and move committed positions at once or not at all, aborted records that take up
+//! offsets, and compaction.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The topics of one flopwatch, the usage topic excepted: it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Topic {
+    Usage,
+    AccountUsage,
+    GroupUsage,
+    Alerts,
+    DeadLetters,
+    MeterState,
+    AccountState,
+    GroupState,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub offset: u64,
+    pub key: Vec<u8>,
+    pub value: Option<Vec<u8>>,
+    /// Aborted records and markers take up an offset; nobody reads them.
+    visible: bool,
+}
+
+#[derive(Debug, Default)]
+struct Partition {
+    entries: Vec<Entry>,
+    next: u64,
+}
+
+impl Partition {
+    fn append(&mut self, key: Vec<u8>, value: Option<Vec<u8>>, visible: bool) {
+        self.entries.push(Entry { offset: self.next, key, value, visible });
+        self.next += 1;
+    }
+}
+
+pub type TopicPartition = (Topic, u32);
+
+#[derive(Debug, Default)]
+pub struct Log {
+    partitions: BTreeMap<TopicPartition, Partition>,
+    positions: BTreeMap<TopicPartition, u64>,
+}
+
+/// What a transaction holds.
+#[derive(Debug, Default)]
+pub struct Transaction {
+    pub records: Vec<(TopicPartition, Vec<u8>, Option<Vec<u8>>)>,
+    pub positions: Vec<(TopicPartition, u64)>,
+}
+
+impl Log {
+    /// Appends outside of any transaction, as a metering pipeline does.
+    pub fn append(&mut self, at: TopicPartition, value: Vec<u8>) {
+        self.partitions.entry(at).or_default().append(Vec::new(), Some(value), true);
+    }
+
+    /// Everything becomes visible at once, followed by a marker on every partition.
+    pub fn commit(&mut self, transaction: Transaction) {
+        self.write(transaction.records, true);
+        self.positions.extend(transaction.positions);
+    }
+
+    /// Only offsets are taken up.
+    pub fn abort(&mut self, transaction: Transaction) {
+        self.write(transaction.records, false);
+    }
+
+    fn write(&mut self, records: Vec<(TopicPartition, Vec<u8>, Option<Vec<u8>>)>, visible: bool) {
+        let mut touched = BTreeSet::new();
+        for (at, key, value) in records {
+            self.partitions.entry(at).or_default().append(key, value, visible);
+            touched.insert(at);
+        }
+        for at in touched {
+            self.partitions.entry(at).or_default().append(Vec::new(), None, false);
+        }
+    }
+
+    pub fn position(&self, at: TopicPartition) -> u64 {
+        self.positions.get(&at).copied().unwrap_or_default()
+    }
+
+    /// Up to `count` visible records at or after `offset`.
+    pub fn read(&self, at: TopicPartition, offset: u64, count: usize) -> Vec<Entry> {
+        let Some(partition) = self.partitions.get(&at) else { return Vec::new() };
+        let from = partition.entries.partition_point(|entry| entry.offset < offset);
+        let visible = partition.entries[from..].iter().filter(|entry| entry.visible);
+        visible.take(count).cloned().collect()
+    }
+
+    pub fn all(&self, at: TopicPartition) -> Vec<Entry> {
+        self.read(at, 0, usize::MAX)
+    }
+
+    /// Keeps the last visible record of every key, as the broker's cleaner does; tombstones that
+    /// have done their work go too when `with_tombstones`.
+    pub fn compact(&mut self, at: TopicPartition, with_tombstones: bool) {
+        let Some(partition) = self.partitions.get_mut(&at) else { return };
+        let mut seen = BTreeSet::new();
+        let mut kept: Vec<Entry> = Vec::new();
+        for entry in partition.entries.iter().rev().filter(|entry| entry.visible) {
+            let newest = seen.insert(entry.key.clone());
+            if newest && (entry.value.is_some() || !with_tombstones) {
+                kept.push(entry.clone());
+            }
+        }
+        kept.reverse();
+        partition.entries = kept;
+    }
+}
