@@ -94,6 +94,13 @@ pub(super) fn read(table: &Table<'_>, around: Surroundings<'_>) -> Result<Policy
     Ok(policy)
 }
 
+/// Whether every window of the policy is kept, its estimate's included.
+pub(super) fn fits(policy: &Policy, tiers: &[TierRules]) -> bool {
+    let own = policy.window.unwrap_or(ESTIMATE_WINDOW);
+    let windows = policy.conditions.iter().filter_map(|condition| condition.window);
+    std::iter::once(own).chain(windows).all(|window| tier_for(window, tiers))
+}
+
 fn read_id(table: &Table<'_>) -> Result<String> {
     let field =
         table.required("id", "right would be a name of its own: id = \"large-training\"")?;
@@ -131,7 +138,8 @@ fn kept_window(field: &Field<'_>, tiers: &[TierRules]) -> Result<Span> {
     }
 }
 
-/// As `Rules::tier_of`: the finest tier with room for the window must also divide it.
+/// As `Rules::tier_of`. Each slice is a multiple of the finer ones, so that a tier that divides the
+/// window means that the finest with room for it does.
 fn tier_for(window: Span, tiers: &[TierRules]) -> bool {
     tiers.iter().any(|tier| tier.keep >= window && window.is_multiple_of(tier.slice))
 }
