@@ -44,7 +44,7 @@ fn execute(verb: Verb) -> Result<(), Fatal> {
     match verb {
         Verb::Check(args) => check::execute(args),
         Verb::Replay(args) => replay::execute(&args),
-        Verb::Simulate(args) => simulate::execute(&args),
-        Verb::Validate(args) => validate::execute(&args),
+        Verb::Simulate(args) => simulate::execute(args),
+        Verb::Validate(args) => validate::execute(args),
     }
 }
