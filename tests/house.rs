@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 /// A file over this is split by responsibility; STYLE asks for about 500.
 const MOST_LINES: usize = 650;
 
-/// What would make a stage's outputs depend on anything but its records. Hash maps are allowed for
-/// lookup; what iterates over one must be ordered, so the names that iterate are listed below.
-const FORBIDDEN_IN_DETECTOR: [&str; 26] = [
+/// What would make a stage's outputs depend on anything but its records. Hash maps are for lookup,
+/// with a fixed hasher; those that iterate over one are found below.
+const FORBIDDEN_IN_DETECTOR: [&str; 25] = [
     "std::thread",
     "std::net",
     "std::fs",
@@ -24,10 +24,8 @@ const FORBIDDEN_IN_DETECTOR: [&str; 26] = [
     "Timestamp::now",
     "Zoned::now",
     "RandomState",
-    "std::collections::HashMap",
-    "std::collections::HashSet",
-    "use std::collections::{HashMap",
-    "use std::collections::{HashSet",
+    "HashMap::new(",
+    "HashSet::new(",
     "rand::",
     "rand_chacha",
     "tokio",
@@ -36,6 +34,7 @@ const FORBIDDEN_IN_DETECTOR: [&str; 26] = [
     "metrics::",
     "dashmap",
     "crate::kafka",
+    "unsafe {",
 ];
 
 /// Methods of maps whose order is the hash's.
@@ -54,6 +53,13 @@ const ITERATING: [&str; 10] = [
 
 /// A line says so when it iterates over a hash map and order cannot show: the reason follows.
 const ORDER_FREE: &str = "order-free:";
+
+/// Maps that are iterated over in several places, each of them reviewed, and why order cannot show.
+const ORDER_FREE_MAPS: [(&str, &str, &str); 3] = [
+    ("account.rs", "accounts", "alerts and ledger are sorted by key, all else is per account"),
+    ("group.rs", "groups", "alerts and ledger are sorted by key, all else is per group"),
+    ("meter.rs", "sums", "sorted by key before they are packed"),
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -183,7 +189,11 @@ fn hash_iterations(text: &str) -> Vec<(usize, String)> {
 fn the_detector_iterates_over_no_hash_map() {
     let mut findings = Vec::new();
     for path in detector_files() {
+        let file = path.file_name().unwrap_or_default();
         for (line, name) in hash_iterations(&read(&path)) {
+            if ORDER_FREE_MAPS.iter().any(|(at, map, _)| file == *at && name == *map) {
+                continue;
+            }
             findings.push(format!("{} iterates over {name}", place(&path, line)));
         }
     }
