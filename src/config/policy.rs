@@ -14,7 +14,7 @@ use crate::detector::policy::{Condition, Metric, Mode, OriginMatch, Policy, Scop
 use crate::detector::rules::TierRules;
 use crate::detector::time::Span;
 
-const POLICY_KEYS: [&str; 14] = [
+pub(super) const POLICY_KEYS: [&str; 14] = [
     "id",
     "version",
     "title",
@@ -30,7 +30,8 @@ const POLICY_KEYS: [&str; 14] = [
     "references",
     "all",
 ];
-const CONDITION_KEYS: [&str; 5] = ["metric", "window", "at_least", "accelerators", "horizon"];
+pub(super) const CONDITION_KEYS: [&str; 5] =
+    ["metric", "window", "at_least", "accelerators", "horizon"];
 /// Longest id: it is part of every alert's key.
 const ID_LIMIT: usize = 128;
 /// The estimate's window of a policy that has none.
@@ -93,6 +94,13 @@ pub(super) fn read(table: &Table<'_>, around: Surroundings<'_>) -> Result<Policy
     Ok(policy)
 }
 
+/// Whether every window of the policy is kept, its estimate's included.
+pub(super) fn fits(policy: &Policy, tiers: &[TierRules]) -> bool {
+    let own = policy.window.unwrap_or(ESTIMATE_WINDOW);
+    let windows = policy.conditions.iter().filter_map(|condition| condition.window);
+    std::iter::once(own).chain(windows).all(|window| tier_for(window, tiers))
+}
+
 fn read_id(table: &Table<'_>) -> Result<String> {
     let field =
         table.required("id", "right would be a name of its own: id = \"large-training\"")?;
@@ -130,7 +138,8 @@ fn kept_window(field: &Field<'_>, tiers: &[TierRules]) -> Result<Span> {
     }
 }
 
-/// As `Rules::tier_of`: the finest tier with room for the window must also divide it.
+/// As `Rules::tier_of`. Each slice is a multiple of the finer ones, so that a tier that divides the
+/// window means that the finest with room for it does.
 fn tier_for(window: Span, tiers: &[TierRules]) -> bool {
     tiers.iter().any(|tier| tier.keep >= window && window.is_multiple_of(tier.slice))
 }
