@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use flopwatch::config::{KEYS, Kind};
+
 /// A file over this is split by responsibility; STYLE asks for about 500.
 const MOST_LINES: usize = 650;
 
@@ -321,6 +323,29 @@ fn the_commands_of_the_readme_exist() {
     assert_none("README.md names make targets that the Makefile lacks", &findings);
     let run = read(&root().join(".ci/run"));
     assert!(run.lines().any(|line| line == "make test"), ".ci/run runs the README's test command");
+}
+
+#[test]
+fn the_readme_has_every_configuration_key_with_its_default() {
+    let readme = read(&root().join("README.md"));
+    let mut findings = Vec::new();
+    for key in KEYS {
+        let starts = [
+            format!("| `{}` |", key.path),
+            format!("| `[{}]` |", key.path),
+            format!("| `[[{}]]` ", key.path),
+        ];
+        let row = readme.lines().find(|line| starts.iter().any(|start| line.starts_with(start)));
+        let scalar = !matches!(key.kind, Kind::List | Kind::Table | Kind::Tables);
+        match row {
+            None => findings.push(format!("{} is missing", key.path)),
+            Some(row) if scalar && !row.contains(&format!("| `{}` |", key.default)) => {
+                findings.push(format!("{}: its default is {}", key.path, key.default));
+            }
+            Some(_) => {}
+        }
+    }
+    assert_none("the table in README.md and config::KEYS", &findings);
 }
 
 #[test]
