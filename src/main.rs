@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flopwatch::cli::{check, logging};
+use flopwatch::cli::{check, logging, replay, simulate, validate};
 use flopwatch::error::Fatal;
 
 /// Watches a cloud's compute metering for foreign accounts that use compute at the scale of large
@@ -21,6 +21,12 @@ struct Cli {
 enum Verb {
     /// Validate configuration and policies, and topics if reachable; print what is in effect
     Check(check::Args),
+    /// Run the production pipeline over files
+    Replay(replay::Args),
+    /// Make up the usage of a cloud, with ground truth, or turn a job trace into usage
+    Simulate(simulate::Args),
+    /// Hold the pipeline against plain sums over public traces
+    Validate(validate::Args),
 }
 
 fn main() -> ExitCode {
@@ -37,5 +43,8 @@ fn main() -> ExitCode {
 fn execute(verb: Verb) -> Result<(), Fatal> {
     match verb {
         Verb::Check(args) => check::execute(args),
+        Verb::Replay(args) => replay::execute(&args),
+        Verb::Simulate(args) => simulate::execute(&args),
+        Verb::Validate(args) => validate::execute(&args),
     }
 }

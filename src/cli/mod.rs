@@ -1,7 +1,11 @@
 //! The verbs: one file each, with its arguments and what it does.
 
 pub mod check;
+mod duration;
 pub mod logging;
+pub mod replay;
+pub mod simulate;
+pub mod validate;
 
 use std::io::{self, Write};
 
