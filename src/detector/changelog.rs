@@ -1,7 +1,7 @@
 //! State as bytes: the primitives of every changelog value, versioned.
 //!
-//! A value begins with `VERSION`; integers are LEB128, signed ones zig-zag; text has its length
-//! before it.
+//! A value begins with `VERSION`; integers are LEB128, signed ones zig-zag, text is
+//! length-prefixed.
 
 use super::StageError;
 use super::measure::Measure;
