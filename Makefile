@@ -17,7 +17,7 @@ setup: ## install what building and testing need and is missing
 
 demo: ## watch a simulated cloud: no broker, no configuration
 	@.ci/setup build
-	$(CARGO) run --release --locked --quiet -- demo
+	$(CARGO) run --release --locked -- demo
 
 test: ## all tests, those on a real Kafka included
 	@.ci/setup test

@@ -1,1 +1,50 @@
-fn main() {}
+//! The verbs. Exit codes: 0 done, 1 failed, 2 bad usage or configuration.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use flopwatch::cli::{check, logging, replay, simulate, validate};
+use flopwatch::error::Fatal;
+
+/// Watches a cloud's compute metering for foreign accounts that use compute at the scale of large
+/// AI training.
+#[derive(Debug, Parser)]
+#[command(name = "flopwatch", version)]
+struct Cli {
+    #[command(flatten)]
+    logging: logging::Args,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Validate configuration and policies, and topics if reachable; print what is in effect
+    Check(check::Args),
+    /// Run the production pipeline over files
+    Replay(replay::Args),
+    /// Make up the usage of a cloud, with ground truth, or turn a job trace into usage
+    Simulate(simulate::Args),
+    /// Hold the pipeline against plain sums over public traces
+    Validate(validate::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match logging::init(cli.logging).and_then(|()| execute(cli.verb)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fatal) => {
+            eprintln!("error: {fatal}");
+            ExitCode::from(fatal.exit_code())
+        }
+    }
+}
+
+fn execute(verb: Verb) -> Result<(), Fatal> {
+    match verb {
+        Verb::Check(args) => check::execute(args),
+        Verb::Replay(args) => replay::execute(&args),
+        Verb::Simulate(args) => simulate::execute(&args),
+        Verb::Validate(args) => validate::execute(&args),
+    }
+}

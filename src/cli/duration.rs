@@ -3,7 +3,7 @@
 use crate::detector::time::Span;
 
 /// `200ms`, `30s`, `5m`, `72h`, `30d`.
-pub fn parse_span(text: &str) -> Result<Span, String> {
+pub(super) fn parse_span(text: &str) -> Result<Span, String> {
     const UNITS: [(&str, u64); 5] =
         [("ms", 1_000_000), ("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)];
     let wanted = || format!("{text:?} is no duration: wanted such as 200ms, 30s, 5m, 72h or 30d");

@@ -61,11 +61,10 @@ pub const REFUSED: &[(&str, &str)] = &[
 ];
 
 /// Parts of names whose values are never printed.
-const SECRET: [&str; 8] = [
+const SECRET: [&str; 7] = [
     "password",
     "secret",
     "passphrase",
-    "token",
     "key.pem",
     "ssl_key",
     "oauthbearer.config",
@@ -84,7 +83,24 @@ pub(super) fn setting_of_variable(name: &str) -> String {
     }
 }
 
-/// Settings as written: dotted keys without quotes are nested tables, which are joined again.
+/// Joins the nested tables that dotted keys without quotes are: `sasl.mechanism = "PLAIN"`.
+pub(super) fn normalise(document: &mut Node) -> Result<()> {
+    let Some(section) = document.entry_mut("kafka").and_then(|kafka| kafka.entry_mut("client"))
+    else {
+        return Ok(());
+    };
+    let mut settings = BTreeMap::new();
+    for (name, node) in flatten(section) {
+        if settings.insert(name.clone(), node.clone()).is_some() {
+            let field = Field::new(&format!("{SECTION}.{name}"), node);
+            return Err(field.wrong("it is given twice", "right would be once"));
+        }
+    }
+    section.value = Value::Table(settings);
+    Ok(())
+}
+
+/// Settings by their dotted names, in order.
 pub(super) fn flatten(section: &Node) -> Vec<(String, &Node)> {
     let mut settings = Vec::new();
     let mut waiting: Vec<(String, &Node)> =

@@ -7,15 +7,16 @@ use std::path::Path;
 use super::client;
 use super::globs;
 use super::keys::{KEYS, Key, Kind};
-use super::policies::{PRESET, Sourced};
-use super::sections::cores;
+use super::policies::{PRESET, Set, Sourced};
+use super::policy::{CONDITION_KEYS, POLICY_KEYS};
+use super::sections::{TIER_KEYS, cores};
 use super::tree::{Node, Value};
 use crate::detector::policy::Policy;
 
 /// Where the comment of a key starts.
 const COMMENT_COLUMN: usize = 44;
 
-pub(super) fn print(tree: &Node, directory: &Path, policies: &[Sourced]) -> String {
+pub(super) fn print(tree: &Node, directory: &Path, policies: &Set) -> String {
     let mut out = String::new();
     let mut section = "";
     for key in KEYS {
@@ -62,12 +63,19 @@ fn commented(out: &mut String, text: &str, comment: &str) {
 }
 
 /// The policies in force, as comments: what is configured stands above them.
-fn print_policies(out: &mut String, policies: &[Sourced]) {
+fn print_policies(out: &mut String, policies: &Set) {
     line(out, "\n# policies in force: id, version, mode, hash, source");
-    for Sourced { policy: Policy { id, version, mode, hash, .. }, source } in policies {
-        let source = source.as_deref().unwrap_or("[[policy]] above");
-        line(out, &format!("# {id} {version} {} {hash} {source}", mode.name()));
+    policies.list.iter().for_each(|sourced| print_policy(out, sourced));
+    if !policies.left_out.is_empty() {
+        line(out, "# left out of the default set, since no [[tier]] keeps their windows:");
+        policies.left_out.iter().for_each(|sourced| print_policy(out, sourced));
     }
+}
+
+fn print_policy(out: &mut String, sourced: &Sourced) {
+    let Policy { id, version, mode, hash, .. } = &sourced.policy;
+    let source = sourced.source.as_deref().unwrap_or("[[policy]] above");
+    line(out, &format!("# {id} {version} {} {hash} {source}", mode.name()));
 }
 
 fn print_table(out: &mut String, key: &Key, node: &Node, directory: &Path) {
@@ -97,19 +105,27 @@ fn print_tables(out: &mut String, key: &Key, node: &Node) {
         line(out, "");
         commented(out, &format!("[[{}]]", key.path), key.meaning);
         let (nested, plain): (Vec<_>, Vec<_>) =
-            item.entries().partition(|(_, node)| items(node).any(is_table));
+            in_order(item).into_iter().partition(|(_, node)| items(node).any(is_table));
         for (name, node) in plain {
             line(out, &format!("{} = {}", quoted(name), value(node)));
         }
         for (name, node) in nested {
             for item in items(node) {
                 line(out, &format!("[[{}.{}]]", key.path, quoted(name)));
-                for (name, node) in item.entries() {
+                for (name, node) in in_order(item) {
                     line(out, &format!("{} = {}", quoted(name), value(node)));
                 }
             }
         }
     }
+}
+
+/// Entries as people write them: a tier's slice before its keep, a policy's id first.
+fn in_order(table: &Node) -> Vec<(&String, &Node)> {
+    let order = || TIER_KEYS.iter().chain(&POLICY_KEYS).chain(&CONDITION_KEYS);
+    let mut entries: Vec<_> = table.entries().collect();
+    entries.sort_by_key(|(name, _)| order().position(|known| known == name));
+    entries
 }
 
 fn items(node: &Node) -> impl Iterator<Item = &Node> {

@@ -68,11 +68,7 @@ fn drop_twin(tree: &mut Node, setting: &str) {
         Some(plain) => plain.to_owned(),
         None => format!("{setting}{}", client::FILE_SUFFIX),
     };
-    if let Value::Table(sections) = &mut tree.value
-        && let Some(kafka) = sections.get_mut("kafka")
-        && let Value::Table(kafka) = &mut kafka.value
-        && let Some(client) = kafka.get_mut("client")
-    {
+    if let Some(client) = tree.entry_mut("kafka").and_then(|kafka| kafka.entry_mut("client")) {
         client.remove(&twin);
     }
 }

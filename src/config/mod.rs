@@ -35,6 +35,7 @@ pub use keys::{KEYS, Key, Kind};
 pub use policies::{ConfigSource, load_policies};
 
 use self::field::Field;
+use self::policies::Base;
 use self::policy::Surroundings;
 use self::tree::{Node, wrong};
 use crate::detector::policy::Policies;
@@ -119,15 +120,13 @@ impl Config {
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self> {
         let variables = environment::ours(variables);
-        let tree = layers(path, &variables)?;
-        Self::build(&tree, path, &variables)
+        let base = path.map_or(Base::Defaults, |path| Base::File(path.to_owned()));
+        Self::build(base, variables)
     }
 
     /// A configuration that is no file; `name` stands for one in messages.
     pub fn from_text(name: &str, text: &str) -> Result<Self> {
-        let mut tree = keys::defaults();
-        overlay_document(&mut tree, name, text)?;
-        Self::build(&tree, None, &[])
+        Self::build(Base::Text { name: name.to_owned(), text: text.to_owned() }, Vec::new())
     }
 
     /// The effective configuration as TOML: every key, secrets redacted, policies listed.
@@ -135,14 +134,11 @@ impl Config {
         self.effective.clone()
     }
 
-    fn build(tree: &Node, path: Option<&Path>, variables: &[(String, String)]) -> Result<Self> {
+    fn build(base: Base, variables: Vec<(String, String)>) -> Result<Self> {
+        let tree = &layers(&base, &variables)?;
         let mut source = ConfigSource {
-            file: path.map(Path::to_owned),
-            variables: variables
-                .iter()
-                .filter(|(name, _)| is_about_policies(name))
-                .cloned()
-                .collect(),
+            base,
+            variables: variables.into_iter().filter(|(name, _)| is_about_policies(name)).collect(),
             tiers: Vec::new(),
         };
         let directory = source.directory().to_owned();
@@ -161,7 +157,7 @@ impl Config {
             http_listen: sections::http_listen(tree)?,
             effective: effective::print(tree, &directory, &policies),
             rules: Arc::new(rules),
-            policies: Arc::new(policies::in_force(policies)),
+            policies: Arc::new(policies.in_force()),
             source,
         })
     }
@@ -191,22 +187,27 @@ fn environment() -> Result<Vec<(String, String)>> {
 }
 
 /// Defaults, file and environment as one tree in which every key has a value.
-fn layers(path: Option<&Path>, variables: &[(String, String)]) -> Result<Node> {
+fn layers(base: &Base, variables: &[(String, String)]) -> Result<Node> {
     let mut tree = keys::defaults();
-    if let Some(path) = path {
-        let name = path.display().to_string();
-        let text = fs::read_to_string(path).map_err(|error| {
-            Fatal::Config(format!("{name}: cannot read the configuration file: {error}"))
-        })?;
-        overlay_document(&mut tree, &name, &text)?;
+    match base {
+        Base::Defaults => {}
+        Base::Text { name, text } => overlay_document(&mut tree, name, text)?,
+        Base::File(path) => {
+            let name = path.display().to_string();
+            let text = fs::read_to_string(path).map_err(|error| {
+                Fatal::Config(format!("{name}: cannot read the configuration file: {error}"))
+            })?;
+            overlay_document(&mut tree, &name, &text)?;
+        }
     }
     environment::overlay(&mut tree, variables)?;
     Ok(tree)
 }
 
 fn overlay_document(tree: &mut Node, name: &str, text: &str) -> Result<()> {
-    let document = tree::parse_document(name, text)?;
+    let mut document = tree::parse_document(name, text)?;
     refuse_unknown(&document, "")?;
+    client::normalise(&mut document)?;
     tree.overlay(document);
     Ok(())
 }

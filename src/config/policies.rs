@@ -2,6 +2,7 @@
 //! by a running process when a file changes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,21 +11,39 @@ use xxhash_rust::xxh3::Xxh3;
 use super::field::{Field, Table};
 use super::policy::{self, Surroundings};
 use super::tree::{Node, parse_document, wrong};
-use super::{Result, globs, shipped};
+use super::{Result, duration, globs, shipped};
+use crate::data::DEFAULT_PRESET;
 use crate::detector::directory::Country;
 use crate::detector::policy::{Policies, Policy};
 use crate::detector::rules::TierRules;
+use crate::detector::time::Span;
 use crate::error::Fatal;
 
 pub(super) const PRESET: &str = "preset:";
-/// What applies when nothing is configured.
-const DEFAULT_PRESET: &str = "default";
+
+/// What the environment overrides.
+#[derive(Clone)]
+pub(super) enum Base {
+    Defaults,
+    File(PathBuf),
+    Text { name: String, text: String },
+}
+
+/// Without the text, which may hold secrets.
+impl fmt::Debug for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Defaults => f.write_str("Defaults"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Text { name, .. } => f.debug_tuple("Text").field(name).finish(),
+        }
+    }
+}
 
 /// Where the policies came from, and what they are checked against: enough to read them again.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ConfigSource {
-    /// The configuration file.
-    pub(super) file: Option<PathBuf>,
+    pub(super) base: Base,
     /// The environment's variables that matter to policies.
     pub(super) variables: Vec<(String, String)>,
     /// Of the running process: a changed `[[tier]]` waits for a restart.
@@ -35,10 +54,10 @@ impl ConfigSource {
     /// Every file that a reload would read: the configuration file and the policy files as they
     /// are now.
     pub fn files(&self) -> Vec<PathBuf> {
+        let mut files: BTreeSet<PathBuf> = self.file().map(Path::to_owned).into_iter().collect();
         let Ok(tree) = self.tree() else {
-            return self.file.iter().cloned().collect();
+            return files.into_iter().collect();
         };
-        let mut files: BTreeSet<PathBuf> = self.file.iter().cloned().collect();
         for glob in configured_globs(&tree).unwrap_or_default() {
             files.extend(globs::find(self.directory(), &glob).unwrap_or_default());
         }
@@ -60,7 +79,10 @@ impl ConfigSource {
         for file in self.files() {
             hash.update(file.as_os_str().as_encoded_bytes());
             match fs::read(&file) {
-                Ok(bytes) => hash.update(&bytes),
+                Ok(bytes) => {
+                    hash.update(&bytes.len().to_le_bytes());
+                    hash.update(&bytes);
+                }
                 Err(error) => hash.update(error.kind().to_string().as_bytes()),
             }
         }
@@ -68,11 +90,18 @@ impl ConfigSource {
     }
 
     pub(super) fn directory(&self) -> &Path {
-        self.file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""))
+        self.file().and_then(Path::parent).unwrap_or(Path::new(""))
+    }
+
+    fn file(&self) -> Option<&Path> {
+        match &self.base {
+            Base::File(path) => Some(path),
+            Base::Defaults | Base::Text { .. } => None,
+        }
     }
 
     fn tree(&self) -> Result<Node> {
-        super::layers(self.file.as_deref(), &self.variables)
+        super::layers(&self.base, &self.variables)
     }
 }
 
@@ -82,11 +111,7 @@ pub fn load_policies(source: &ConfigSource) -> Result<Policies> {
     let tree = source.tree()?;
     let lists = read_lists(&tree)?;
     let around = Surroundings { tiers: &source.tiers, lists: &lists };
-    Ok(in_force(read(&tree, source.directory(), around)?))
-}
-
-pub(super) fn in_force(list: Vec<Sourced>) -> Policies {
-    Policies { list: list.into_iter().map(|sourced| sourced.policy).collect() }
+    Ok(read(&tree, source.directory(), around)?.in_force())
 }
 
 /// A policy and where it stands: a file, `preset:NAME`, or the configuration file itself.
@@ -94,6 +119,26 @@ pub(super) fn in_force(list: Vec<Sourced>) -> Policies {
 pub(super) struct Sourced {
     pub(super) policy: Policy,
     pub(super) source: Option<String>,
+}
+
+/// What was read.
+#[derive(Debug)]
+pub(super) struct Set {
+    pub(super) list: Vec<Sourced>,
+    /// Of the default set: no tier keeps their windows.
+    pub(super) left_out: Vec<Sourced>,
+}
+
+impl Set {
+    pub(super) fn in_force(self) -> Policies {
+        for Sourced { policy, .. } in &self.left_out {
+            tracing::warn!(
+                policy = policy.id,
+                "left out of the default set: no [[tier]] keeps its window"
+            );
+        }
+        Policies { list: self.list.into_iter().map(|sourced| sourced.policy).collect() }
+    }
 }
 
 /// The shipped country lists and the operator's over them.
@@ -108,20 +153,20 @@ pub(super) fn read_lists(tree: &Node) -> Result<BTreeMap<String, Vec<Country>>> 
     Ok(lists)
 }
 
-/// Every configured policy, in the order of `policies` and then of `[[policy]]`.
-pub(super) fn read(
-    tree: &Node,
-    directory: &Path,
-    around: Surroundings<'_>,
-) -> Result<Vec<Sourced>> {
-    let mut set = Set { around, list: Vec::new(), seen: BTreeMap::new() };
+/// Every configured policy, in the order of `policies` and then of `[[policy]]`; the shipped
+/// default set if there is none.
+pub(super) fn read(tree: &Node, directory: &Path, around: Surroundings<'_>) -> Result<Set> {
+    let mut reader = Reader { around, list: Vec::new(), seen: BTreeMap::new() };
     let mut read_files = BTreeSet::new();
     let inline = super::field_of(tree, "policy").tables()?;
     let entries = super::field_of(tree, "policies");
+    if entries.list()?.is_empty() && inline.is_empty() {
+        return default_set(&entries, around);
+    }
     for entry in entries.list()? {
         let text = entry.nonempty_text()?;
         if let Some(name) = text.strip_prefix(PRESET) {
-            set.add_document(&shipped::preset(&entry, name)?, text)?;
+            reader.add_document(&shipped::preset(&entry, name)?, text)?;
             continue;
         }
         let files = globs::find(directory, text).map_err(|found| {
@@ -134,18 +179,29 @@ pub(super) fn read(
         }
         for file in files {
             if read_files.insert(file.clone()) {
-                set.add_file(&file)?;
+                reader.add_file(&file)?;
             }
         }
     }
-    if entries.list()?.is_empty() && inline.is_empty() {
-        let default = shipped::preset(&entries, DEFAULT_PRESET)?;
-        set.add_document(&default, &format!("{PRESET}{DEFAULT_PRESET}"))?;
-    }
     for table in inline {
-        set.add(&table, None)?;
+        reader.add(&table, None)?;
     }
-    Ok(set.list)
+    Ok(Set { list: reader.list, left_out: Vec::new() })
+}
+
+/// The set that nobody asked for must not refuse tiers that somebody did: a policy of it whose
+/// windows no tier keeps is left out, and said to be. Named as `preset:default` it is refused.
+fn default_set(entries: &Field<'_>, around: Surroundings<'_>) -> Result<Set> {
+    const ANY_WINDOW: [TierRules; 1] = [TierRules { slice: Span(1), keep: duration::LONGEST }];
+    let around_default = Surroundings { tiers: &ANY_WINDOW, ..around };
+    let mut reader = Reader { around: around_default, list: Vec::new(), seen: BTreeMap::new() };
+    let document = shipped::preset(entries, DEFAULT_PRESET)?;
+    reader.add_document(&document, &format!("{PRESET}{DEFAULT_PRESET}"))?;
+    let (list, left_out) = reader
+        .list
+        .into_iter()
+        .partition(|sourced: &Sourced| policy::fits(&sourced.policy, around.tiers));
+    Ok(Set { list, left_out })
 }
 
 fn configured_globs(tree: &Node) -> Result<Vec<String>> {
@@ -153,14 +209,14 @@ fn configured_globs(tree: &Node) -> Result<Vec<String>> {
     Ok(texts.into_iter().filter(|text| !text.starts_with(PRESET)).map(str::to_owned).collect())
 }
 
-struct Set<'a> {
+struct Reader<'a> {
     around: Surroundings<'a>,
     list: Vec<Sourced>,
     /// Id -> where it stands.
     seen: BTreeMap<String, String>,
 }
 
-impl Set<'_> {
+impl Reader<'_> {
     fn add_file(&mut self, file: &Path) -> Result<()> {
         let name = file.display().to_string();
         let text = fs::read_to_string(file).map_err(|error| {

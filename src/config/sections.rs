@@ -15,10 +15,11 @@ use crate::detector::rules::{
 };
 use crate::detector::time::Span;
 
+pub(super) const TIER_KEYS: [&str; 2] = ["slice", "keep"];
 /// More threads than any machine has cores.
 const WORKERS_LIMIT: u64 = 1024;
-/// Kafka's own limit on a topic's name.
-const TOPIC_LIMIT: usize = 249;
+/// Kafka's own limit is 249; this leaves room for `.account-state`.
+const TOPIC_LIMIT: usize = 200;
 
 pub(super) fn rules(tree: &Node, directory: &Path) -> Result<Rules> {
     let time = time(tree)?;
@@ -78,7 +79,7 @@ fn tiers(tree: &Node, epoch: Span) -> Result<Vec<TierRules>> {
     let field = field_of(tree, "tier");
     let mut tiers: Vec<TierRules> = Vec::new();
     for table in field.tables()? {
-        table.refuse_unknown(&["slice", "keep"])?;
+        table.refuse_unknown(&TIER_KEYS)?;
         let slice_field = table.required("slice", SLICE)?;
         let slice = slice_field.positive_duration()?;
         if !slice.is_multiple_of(epoch) {
@@ -279,7 +280,7 @@ pub(super) fn kafka(tree: &Node, directory: &Path) -> Result<Kafka> {
     client_node.table()?;
     Ok(Kafka {
         bootstrap_servers: bootstrap_servers(&field("bootstrap_servers"))?.to_owned(),
-        group_id: name(&field("group_id"))?.to_owned(),
+        group_id: topic_name(&field("group_id"))?.to_owned(),
         workers: match workers {
             0 => cores(),
             chosen => chosen,
@@ -304,13 +305,24 @@ fn random_name() -> String {
     format!("{random:016x}")
 }
 
+/// What Kafka takes for a topic; the group's id is part of the changelogs' names.
+fn topic_name<'a>(field: &Field<'a>) -> Result<&'a str> {
+    let name = field.nonempty_text()?;
+    let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    if is_plain && name.len() <= TOPIC_LIMIT && name != "." && name != ".." {
+        Ok(name)
+    } else {
+        Err(field.refuse("right would be at most 200 of the characters a-z A-Z 0-9 . _ -"))
+    }
+}
+
 /// Part of a transactional id: anything that prints, without blanks.
 fn name<'a>(field: &Field<'a>) -> Result<&'a str> {
     let text = field.nonempty_text()?;
     if text.len() <= TOPIC_LIMIT && text.chars().all(|c| c.is_ascii_graphic()) {
         Ok(text)
     } else {
-        Err(field.refuse("right would be at most 249 printable ASCII characters without blanks"))
+        Err(field.refuse("right would be at most 200 printable ASCII characters without blanks"))
     }
 }
 
@@ -336,13 +348,7 @@ pub(super) fn topics(tree: &Node) -> Result<Topics> {
     let mut seen: Vec<(&str, String)> = Vec::new();
     let mut topic = |key: &'static str| {
         let field = field_of(tree, &format!("topics.{key}"));
-        let name = field.nonempty_text()?;
-        let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-        if !is_plain || name.len() > TOPIC_LIMIT || name == "." || name == ".." {
-            return Err(
-                field.refuse("right would be at most 249 of the characters a-z A-Z 0-9 . _ -")
-            );
-        }
+        let name = topic_name(&field)?;
         if let Some((other, _)) = seen.iter().find(|(_, seen)| seen == name) {
             let found = format!("{name:?} is topics.{other} as well");
             return Err(field.wrong(&found, "right would be a topic of its own"));

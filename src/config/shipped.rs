@@ -6,29 +6,9 @@ use super::Result;
 use super::field::Field;
 use super::suggest;
 use super::tree::{Node, parse_document};
-use crate::data::LISTS;
+use crate::data::{LISTS, PRESETS};
 use crate::detector::directory::Country;
 
-/// Stand-ins until the shipped data is merged: `crate::data::{LISTS, PRESETS}` has these types.
-const PRESETS: &[(&str, &str)] = &[(
-    "default",
-    r#"
-[preset]
-title = "stand-in"
-[[policy]]
-id = "foreign-large-training"
-version = 1
-title = "Foreign account at the scale of a large training run"
-severity = "critical"
-scope = "account"
-origin = "foreign"
-window = "72h"
-[[policy.all]]
-metric = "sustained"
-accelerators = 512
-at_least = 1.0
-"#,
-)];
 /// The preset `name`, parsed; it has been tested, so that a message about it is a bug's.
 pub(super) fn preset(field: &Field<'_>, name: &str) -> Result<Node> {
     let Some((name, text)) = PRESETS.iter().find(|(known, _)| *known == name) else {
@@ -53,9 +33,23 @@ pub(super) fn lists() -> Result<BTreeMap<String, Vec<Country>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn shipped_lists_are_valid() {
         assert!(lists().expect("valid").contains_key("d5"));
+    }
+
+    #[test]
+    fn every_preset_is_valid_alone_and_with_all_others() {
+        let names: Vec<String> =
+            PRESETS.iter().map(|(name, _)| format!("\"preset:{name}\"")).collect();
+        for name in &names {
+            let text = format!("policies = [{name}]");
+            let config = Config::from_text(name, &text).expect("a shipped preset is valid");
+            assert!(!config.policies.list.is_empty(), "{name}");
+        }
+        let all = format!("policies = [{}]", names.join(", "));
+        Config::from_text("all", &all).expect("no id stands in two presets");
     }
 }

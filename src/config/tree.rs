@@ -108,6 +108,9 @@ impl Node {
         let Self { place, value } = over;
         match (&mut self.value, value) {
             (Value::Table(below), Value::Table(above)) => {
+                if self.place == Place::Default {
+                    self.place = place;
+                }
                 for (name, node) in above {
                     match below.get_mut(&name) {
                         Some(child) => child.overlay(node),
@@ -119,6 +122,18 @@ impl Node {
                 *slot = value;
                 self.place = place;
             }
+        }
+    }
+
+    pub(super) fn entry_mut(&mut self, name: &str) -> Option<&mut Self> {
+        match &mut self.value {
+            Value::Table(entries) => entries.get_mut(name),
+            Value::Text(_)
+            | Value::Integer(_)
+            | Value::Float(_)
+            | Value::Boolean(_)
+            | Value::Datetime(_)
+            | Value::List(_) => None,
         }
     }
 

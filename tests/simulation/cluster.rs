@@ -23,7 +23,7 @@ use super::world::World;
 
 /// A mistake planted to prove that the suite sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     SkipChangelogWrite,
     CommitPositionsFirst,
     DropIdentitiesOnRestore,
@@ -31,7 +31,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 4] = [
+    pub(crate) const ALL: [Self; 4] = [
         Self::SkipChangelogWrite,
         Self::CommitPositionsFirst,
         Self::DropIdentitiesOnRestore,
@@ -69,7 +69,7 @@ struct Process {
     tasks: Vec<Task>,
 }
 
-pub struct Cluster<'a> {
+pub(crate) struct Cluster<'a> {
     world: &'a World,
     log: Log,
     generation: u64,
@@ -81,7 +81,7 @@ pub struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    pub fn new(world: &'a World, planted: Option<Fault>) -> Self {
+    pub(crate) fn new(world: &'a World, planted: Option<Fault>) -> Self {
         Self {
             world,
             log: Log::default(),
@@ -94,7 +94,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Faults at random until all usage is on the log and some steps after.
-    pub fn run(&mut self, random: &mut ChaCha8Rng) {
+    pub(crate) fn run(&mut self, random: &mut ChaCha8Rng) {
         self.rebalance(random, 1);
         let mut rest = 40;
         while rest > 0 {
@@ -116,7 +116,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Undisturbed to the end, then every watermark to infinity as in a replay.
-    pub fn finish(mut self) -> Result {
+    pub(crate) fn finish(mut self) -> Result {
         let mut random = <ChaCha8Rng as rand::SeedableRng>::seed_from_u64(0);
         while !self.append_usage(&mut random) {}
         self.generation += 1;
@@ -154,9 +154,9 @@ impl<'a> Cluster<'a> {
     /// Polls and commits until nothing is left to read.
     fn drain(&mut self, process: &mut Process) {
         loop {
+            self.publish(process);
             let read: usize =
                 process.tasks.iter_mut().map(|task| read(&self.log, task, usize::MAX)).sum();
-            self.publish(process);
             if read == 0 {
                 break;
             }

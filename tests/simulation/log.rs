@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The topics of one flopwatch, the usage topic excepted: it is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Topic {
+pub(crate) enum Topic {
     Usage,
     AccountUsage,
     GroupUsage,
@@ -18,10 +18,10 @@ pub enum Topic {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    pub offset: u64,
-    pub key: Vec<u8>,
-    pub value: Option<Vec<u8>>,
+pub(crate) struct Entry {
+    pub(crate) offset: u64,
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Option<Vec<u8>>,
     /// Aborted records and markers take up an offset; nobody reads them.
     visible: bool,
 }
@@ -39,35 +39,35 @@ impl Partition {
     }
 }
 
-pub type TopicPartition = (Topic, u32);
+pub(crate) type TopicPartition = (Topic, u32);
 
 #[derive(Debug, Default)]
-pub struct Log {
+pub(crate) struct Log {
     partitions: BTreeMap<TopicPartition, Partition>,
     positions: BTreeMap<TopicPartition, u64>,
 }
 
 /// What a transaction holds.
 #[derive(Debug, Default)]
-pub struct Transaction {
-    pub records: Vec<(TopicPartition, Vec<u8>, Option<Vec<u8>>)>,
-    pub positions: Vec<(TopicPartition, u64)>,
+pub(crate) struct Transaction {
+    pub(crate) records: Vec<(TopicPartition, Vec<u8>, Option<Vec<u8>>)>,
+    pub(crate) positions: Vec<(TopicPartition, u64)>,
 }
 
 impl Log {
     /// Appends outside of any transaction, as a metering pipeline does.
-    pub fn append(&mut self, at: TopicPartition, value: Vec<u8>) {
+    pub(crate) fn append(&mut self, at: TopicPartition, value: Vec<u8>) {
         self.partitions.entry(at).or_default().append(Vec::new(), Some(value), true);
     }
 
     /// Everything becomes visible at once, followed by a marker on every partition.
-    pub fn commit(&mut self, transaction: Transaction) {
+    pub(crate) fn commit(&mut self, transaction: Transaction) {
         self.write(transaction.records, true);
         self.positions.extend(transaction.positions);
     }
 
     /// Only offsets are taken up.
-    pub fn abort(&mut self, transaction: Transaction) {
+    pub(crate) fn abort(&mut self, transaction: Transaction) {
         self.write(transaction.records, false);
     }
 
@@ -82,25 +82,25 @@ impl Log {
         }
     }
 
-    pub fn position(&self, at: TopicPartition) -> u64 {
+    pub(crate) fn position(&self, at: TopicPartition) -> u64 {
         self.positions.get(&at).copied().unwrap_or_default()
     }
 
     /// Up to `count` visible records at or after `offset`.
-    pub fn read(&self, at: TopicPartition, offset: u64, count: usize) -> Vec<Entry> {
+    pub(crate) fn read(&self, at: TopicPartition, offset: u64, count: usize) -> Vec<Entry> {
         let Some(partition) = self.partitions.get(&at) else { return Vec::new() };
         let from = partition.entries.partition_point(|entry| entry.offset < offset);
         let visible = partition.entries[from..].iter().filter(|entry| entry.visible);
         visible.take(count).cloned().collect()
     }
 
-    pub fn all(&self, at: TopicPartition) -> Vec<Entry> {
+    pub(crate) fn all(&self, at: TopicPartition) -> Vec<Entry> {
         self.read(at, 0, usize::MAX)
     }
 
     /// Keeps the last visible record of every key, as the broker's cleaner does; tombstones that
     /// have done their work go too when `with_tombstones`.
-    pub fn compact(&mut self, at: TopicPartition, with_tombstones: bool) {
+    pub(crate) fn compact(&mut self, at: TopicPartition, with_tombstones: bool) {
         let Some(partition) = self.partitions.get_mut(&at) else { return };
         let mut seen = BTreeSet::new();
         let mut kept: Vec<Entry> = Vec::new();

@@ -20,16 +20,16 @@ use rand_chacha::ChaCha8Rng;
 const START: Timestamp = Timestamp(1_704_067_200 * 1_000_000_000);
 const COUNTRIES: [&str; 4] = ["US", "CN", "DE", "FR"];
 
-pub struct World {
-    pub rules: Arc<Rules>,
-    pub policies: Arc<Policies>,
-    pub directory: Vec<AccountRecord>,
+pub(crate) struct World {
+    pub(crate) rules: Arc<Rules>,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) directory: Vec<AccountRecord>,
     /// Encoded usage events of each partition, in order.
-    pub usage: Vec<Vec<Vec<u8>>>,
+    pub(crate) usage: Vec<Vec<Vec<u8>>>,
 }
 
 impl World {
-    pub fn generate(random: &mut ChaCha8Rng) -> Self {
+    pub(crate) fn generate(random: &mut ChaCha8Rng) -> Self {
         let partitions = random.random_range(1..=3);
         let accounts: Vec<String> = (0..8).map(|number| format!("account-{number}")).collect();
         let hours = random.random_range(30..200);

@@ -315,3 +315,106 @@ impl Visitor<'_> for NameVisitor {
         Ok(Name(Key::of(name)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(text: &str) -> Result<UsageEvent<'_>, Invalid> {
+        Object::parse(text)?.event()
+    }
+
+    #[test]
+    fn names_are_borrowed_unless_escapes_forbid_it() {
+        let event = event(r#"{"id":"plain","source":"a\u0062\n","unknown":[{"x":1}]}"#);
+        let event = event.expect("an event");
+        assert!(matches!(event.id, Cow::Borrowed("plain")));
+        assert_eq!(event.source, "ab\n");
+    }
+
+    #[test]
+    fn null_is_not_given() {
+        let text = r#"{"id":null,"quantity":null,"start_time":null,"time_unix_nano":null,
+            "end_time_unix_nano":7,"kind":null,"telemetry":null}"#;
+        let expected =
+            UsageEvent { end: Timestamp(7), time: Timestamp(7), ..UsageEvent::default() };
+        assert_eq!(event(text), Ok(expected));
+        let telemetry = event(r#"{"telemetry":{"utilization":null}}"#).map(|event| event.telemetry);
+        assert_eq!(telemetry, Ok(Telemetry::default()));
+    }
+
+    #[test]
+    fn a_field_of_the_wrong_type_is_undecodable() {
+        for text in [
+            r#"{"id":5}"#,
+            r#"{"account_id":["a"]}"#,
+            r#"{"region":true}"#,
+            r#"{"quantity":"eight"}"#,
+            r#"{"quantity":true}"#,
+            r#"{"quantity":{}}"#,
+            r#"{"start_time":1717200000}"#,
+            r#"{"start_time":"2024-06-01"}"#,
+            r#"{"time":1717200000}"#,
+            r#"{"end_time_unix_nano":1.5}"#,
+            r#"{"end_time_unix_nano":"2024-06-01T00:00:00Z"}"#,
+            r#"{"kind":"REFUND"}"#,
+            r#"{"kind":2}"#,
+            r#"{"kind":"1"}"#,
+            r#"{"telemetry":[]}"#,
+            r#"{"telemetry":"{}"}"#,
+            r#"{"telemetry":{"utilization":"high"}}"#,
+            r#"{"id":"\ud800"}"#,
+        ] {
+            let refused = event(text).expect_err(text);
+            assert_eq!(refused.reason.name(), "undecodable", "{text}");
+        }
+    }
+
+    #[test]
+    fn kinds_are_names_in_any_case_or_numbers() {
+        for (raw, expected) in [
+            ("\"USAGE\"", Kind::Usage),
+            ("\"correction\"", Kind::Correction),
+            ("\"\\u0043orrection\"", Kind::Correction),
+            ("0", Kind::Usage),
+            ("1", Kind::Correction),
+        ] {
+            assert_eq!(kind(raw), Ok(expected), "{raw}");
+        }
+    }
+
+    #[test]
+    fn a_name_given_twice_is_refused_in_either_spelling() {
+        for text in [
+            r#"{"id":"a","id":"a"}"#,
+            r#"{"account_id":"a","accountId":"b"}"#,
+            r#"{"telemetry":{"dram_active":0.1,"dramActive":0.1}}"#,
+        ] {
+            let refused = event(text).expect_err(text);
+            assert!(refused.detail.contains("given twice"), "{}", refused.detail);
+        }
+    }
+
+    #[test]
+    fn an_instant_in_two_forms_must_be_one_instant() {
+        let both = r#"{"end_time":"1970-01-01T00:00:01Z","end_time_unix_nano":1000000000}"#;
+        assert_eq!(event(both).map(|event| event.end), Ok(Timestamp(1_000_000_000)));
+        let unlike = r#"{"end_time":"1970-01-01T00:00:02Z","end_time_unix_nano":1000000000}"#;
+        assert!(event(unlike).is_err());
+    }
+
+    #[test]
+    fn hostile_nesting_is_refused_without_stack() {
+        for (open, close) in [("[", "]"), ("{\"x\":", "}")] {
+            for key in ["unknown", "id", "telemetry", "data"] {
+                let value = format!("{}1{}", open.repeat(300_000), close.repeat(300_000));
+                let text = format!("{{\"{key}\":{value}}}");
+                let decoded = event(&text);
+                assert!(decoded.is_err() || key == "data", "{key} {open}");
+                assert!(event(&text[..text.len() / 2]).is_err());
+            }
+        }
+        let braces = format!("{{\"unknown\":[\"{}\\\"{}\"]}}", "[".repeat(500), "{".repeat(500));
+        assert!(event(&braces).is_ok());
+    }
+}

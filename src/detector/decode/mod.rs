@@ -8,6 +8,7 @@
 
 mod account;
 mod cloudevents;
+mod fields;
 mod json;
 mod mapped;
 mod openmeter;
@@ -124,7 +125,9 @@ pub fn decode_as<'a>(
         Format::Auto if record.headers.is_empty() => plain(rules, value),
         Format::Auto => match Headers::read(record.headers)? {
             Headers::Plain => plain(rules, value),
-            headers => cloudevent(headers, value, rules.fields.as_ref()),
+            headers @ (Headers::Structured | Headers::Binary(..)) => {
+                cloudevent(headers, value, rules.fields.as_ref())
+            }
         },
         Format::Protobuf => {
             let body = Body::protobuf(value)?;
@@ -361,5 +364,278 @@ fn owned(event: UsageEvent<'_>) -> UsageEvent<'static> {
         kind: event.kind,
         telemetry: event.telemetry,
         precision: own(event.precision),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+    use crate::detector::time::Timestamp;
+    use crate::proto;
+
+    fn rules(format: Format) -> InputRules {
+        InputRules { format, fields: None }
+    }
+
+    fn read(rules: &InputRules, value: &[u8]) -> Result<(UsageEvent<'static>, Detected), Invalid> {
+        let record =
+            Record { offset: 0, timestamp: None, key: None, value: Some(value), headers: &[] };
+        decode_as(rules, &record).map(|(event, detected)| (owned(event), detected))
+    }
+
+    fn mapping() -> Mapping {
+        let mut fields = BTreeMap::new();
+        for (name, pointer) in [
+            ("id", "/id"),
+            ("source", "/source"),
+            ("account_id", "/who"),
+            ("quantity", "/data/gpus"),
+            ("start_time", "/data/from"),
+            ("end_time", "/data/to"),
+        ] {
+            let pointer = Some(pointer.to_owned());
+            fields.insert(name.to_owned(), FieldSource { pointer, ..FieldSource::default() });
+        }
+        Mapping::new(fields).expect("a sound mapping")
+    }
+
+    #[test]
+    fn format_names_read_back() {
+        for format in Format::ALL {
+            assert_eq!(Format::parse(format.name()), Some(format));
+        }
+        assert_eq!(Format::parse("avro"), None);
+    }
+
+    #[test]
+    fn an_id_that_looks_like_json_does_not_make_protobuf_json() {
+        // the length of the id is a line feed, a space or `{` itself
+        for id in ["{\"id\":\"0\"", "{}                              ", &"{".repeat(123)] {
+            let message = proto::UsageEvent {
+                id: id.to_owned(),
+                source: "s".to_owned(),
+                ..Default::default()
+            };
+            let (event, detected) =
+                read(&rules(Format::Auto), &message.encode_to_vec()).expect("protobuf");
+            assert_eq!((&*event.id, detected), (id, Detected::Protobuf));
+        }
+    }
+
+    #[test]
+    fn json_may_begin_with_any_white_space() {
+        for space in ["", "\n", " ", "\r\n\t ", "\n\n"] {
+            let text = format!("{space}{{\"id\": \"a\",\n\t\"source\": \"s\"}}\n");
+            let (event, detected) = read(&rules(Format::Auto), text.as_bytes()).expect("JSON");
+            assert_eq!((&*event.id, detected), ("a", Detected::Json));
+        }
+    }
+
+    #[test]
+    fn frames_open_with_every_spelling_of_the_index_array() {
+        let message = proto::UsageEvent { id: "a".to_owned(), ..Default::default() };
+        for (indexes, right) in [
+            (&[0_u8][..], true),
+            (&[1, 0], true),
+            (&[2, 0], true),
+            (&[4, 2, 0], true),
+            (&[2, 0x80, 0x01], true),
+            (&[3, 0, 0, 0], false),
+            (&[2], false),
+            (&[0xFE, 0xFF, 0xFF, 0xFF, 0x0F], false),
+            (&[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F], false),
+        ] {
+            let mut value = vec![0, 0, 0, 1, 2];
+            value.extend(indexes);
+            if right {
+                value.extend(message.encode_to_vec());
+            }
+            for format in [Format::Auto, Format::Protobuf] {
+                let read =
+                    read(&rules(format), &value).map(|(event, detected)| (event.id, detected));
+                let expected = right.then_some((Cow::Borrowed("a"), Detected::Confluent));
+                assert_eq!(read.ok(), expected, "{indexes:?}");
+            }
+        }
+        for short in [&[0_u8][..], &[0, 1, 2, 3, 4]] {
+            assert!(read(&rules(Format::Auto), short).is_err());
+        }
+        let framed = b"\0\0\0\0\x01{\"id\":\"a\"}";
+        assert!(read(&rules(Format::Auto), framed).is_ok_and(|(event, _)| event.id == "a"));
+        assert!(read(&rules(Format::Json), framed).is_ok_and(|(event, _)| event.id == "a"));
+        assert!(read(&rules(Format::Protobuf), framed).is_err());
+    }
+
+    #[test]
+    fn a_pinned_format_takes_no_other() {
+        let protobuf =
+            proto::UsageEvent { id: "a".to_owned(), ..Default::default() }.encode_to_vec();
+        let json = br#"{"id":"a"}"#;
+        for (format, value) in [
+            (Format::Protobuf, &json[..]),
+            (Format::Json, &protobuf),
+            (Format::Cloudevents, json),
+            (Format::Openmeter, json),
+            (Format::Mapped, json),
+            (Format::Json, b"[{}]"),
+            (Format::Json, b""),
+        ] {
+            let refused = read(&rules(format), value).expect_err(format.name());
+            assert_eq!(refused.reason.name(), "undecodable");
+        }
+    }
+
+    #[test]
+    fn a_tombstone_and_text_that_is_no_object_are_undecodable() {
+        let empty = Record { offset: 0, timestamp: None, key: None, value: None, headers: &[] };
+        assert!(decode(&rules(Format::Auto), &empty).is_err());
+        for text in ["[1]", "null", "hello", "{\"id\":", "{\"id\":\"a\"} {}", "{id:1}"] {
+            assert!(read(&rules(Format::Auto), text.as_bytes()).is_err(), "{text}");
+        }
+        assert!(read(&rules(Format::Auto), b"{\"id\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn with_fields_configured_only_envelopes_of_our_own_data_are_not_mapped() {
+        let rules = InputRules { format: Format::Auto, fields: Some(mapping()) };
+        let foreign = r#"{"gpus":2,"from":1717200000,"to":1717203600}"#;
+        let ours = r#"{"quantity":2,"account_id":"w","start_time":"2024-06-01T00:00:00Z",
+            "end_time":"2024-06-01T01:00:00Z"}"#;
+        let quoted = |data: &str| serde_json::Value::from(data).to_string();
+        let common = r#""id":"a","source":"s","who":"w""#;
+        let cloudevent = r#""specversion":"1.0","type":"t""#;
+        let openmeter = r#""type":"t","subject":"w","time":1717203600"#;
+        for (text, expected) in [
+            (format!("{{{common},\"data\":{foreign}}}"), Detected::Mapped),
+            (format!("{{{common},{cloudevent},\"data\":{foreign}}}"), Detected::Mapped),
+            (format!("{{{common},{openmeter},\"data\":{}}}", quoted(foreign)), Detected::Mapped),
+            (format!("{{{common},{cloudevent},\"data\":{ours}}}"), Detected::CloudeventsStructured),
+            (format!("{{{common},{openmeter},\"data\":{}}}", quoted(ours)), Detected::Openmeter),
+        ] {
+            let (event, detected) = read(&rules, text.as_bytes()).expect("an event");
+            assert_eq!(detected, expected, "{text}");
+            assert_eq!((&*event.id, &*event.account_id, event.quantity), ("a", "w", 2.0));
+            assert_eq!(event.end.to_string(), "2024-06-01T01:00:00Z");
+        }
+        let protobuf = proto::UsageEvent { id: "a".to_owned(), ..Default::default() };
+        let (_, detected) = read(&rules, &protobuf.encode_to_vec()).expect("protobuf");
+        assert_eq!(detected, Detected::Protobuf);
+    }
+
+    /// A message as JSON, in either spelling, with numbers as such or as strings.
+    fn to_json(message: &proto::UsageEvent, camel: bool, strings: bool) -> String {
+        let name = |name: &str| {
+            if !camel {
+                return name.to_owned();
+            }
+            let mut words = name.split('_');
+            let mut joined = words.next().unwrap_or_default().to_owned();
+            for word in words {
+                joined.push_str(&word[..1].to_uppercase());
+                joined.push_str(&word[1..]);
+            }
+            joined
+        };
+        let number = |text: String| if strings { format!("\"{text}\"") } else { text };
+        let mut fields = Vec::new();
+        for (field, value) in [
+            ("id", &message.id),
+            ("source", &message.source),
+            ("account_id", &message.account_id),
+            ("resource_id", &message.resource_id),
+            ("fabric_id", &message.fabric_id),
+            ("instance_type", &message.instance_type),
+        ] {
+            fields.push(format!("\"{}\":{}", name(field), serde_json::Value::from(value.as_str())));
+        }
+        for (field, value) in [
+            ("start_time_unix_nano", message.start_time_unix_nano),
+            ("end_time_unix_nano", message.end_time_unix_nano),
+            ("time_unix_nano", message.time_unix_nano),
+        ] {
+            fields.push(format!("\"{}\": {}", name(field), number(value.to_string())));
+        }
+        fields.push(format!("\"quantity\":{}", number(format!("{:?}", message.quantity))));
+        fields.push(format!("\"kind\":{}", message.kind));
+        if let Some(telemetry) = message.telemetry {
+            let mut inner = Vec::new();
+            if let Some(value) = telemetry.tensor_active {
+                inner.push(format!(
+                    "\"{}\":{}",
+                    name("tensor_active"),
+                    number(format!("{value:?}"))
+                ));
+            }
+            if let Some(value) = telemetry.fabric_bytes {
+                inner.push(format!(
+                    "\"{}\":{}",
+                    name("fabric_bytes"),
+                    number(format!("{value:?}"))
+                ));
+            }
+            fields.push(format!("\"telemetry\":{{{}}}", inner.join(",")));
+        }
+        format!("{{{}}}", fields.join(","))
+    }
+
+    fn finite() -> impl Strategy<Value = f64> {
+        any::<f64>().prop_filter("finite", |value| value.is_finite())
+    }
+
+    proptest! {
+        #[test]
+        fn json_in_every_spelling_decodes_as_protobuf_does(
+            names in proptest::array::uniform6("\\PC{0,12}"),
+            times in proptest::array::uniform3(any::<u64>()),
+            quantity in finite(),
+            kind in 0..2_i32,
+            tensor_active in proptest::option::of(
+                any::<f32>().prop_filter("finite", |value| value.is_finite())
+            ),
+            fabric_bytes in proptest::option::of(finite()),
+            camel: bool,
+            strings: bool,
+        ) {
+            let [id, source, account_id, resource_id, fabric_id, instance_type] = names;
+            let message = proto::UsageEvent {
+                id, source, account_id, resource_id, fabric_id, instance_type, quantity, kind,
+                start_time_unix_nano: times[0],
+                end_time_unix_nano: times[1],
+                time_unix_nano: times[2],
+                telemetry: Some(proto::Telemetry {
+                    tensor_active, fabric_bytes, ..Default::default()
+                }),
+                ..Default::default()
+            };
+            let expected = read(&rules(Format::Protobuf), &message.encode_to_vec());
+            let json = read(&rules(Format::Auto), to_json(&message, camel, strings).as_bytes());
+            prop_assert_eq!(
+                json.map(|(event, _)| event), expected.map(|(event, _)| event)
+            );
+        }
+    }
+
+    #[test]
+    fn a_time_before_1970_is_out_of_range_and_not_undecodable() {
+        for times in [
+            r#""start_time":"1969-12-31T23:00:00Z""#,
+            r#""start_time_unix_nano":-1"#,
+            r#""start_time_unix_nano":"99999999999999999999""#,
+            r#""start_time":"2024-06-01T00:00:00Z","time_unix_nano":-1"#,
+            r#""start_time":"2024-06-01T00:00:00Z","time":"1960-01-01T00:00:00Z""#,
+        ] {
+            let text = format!(
+                r#"{{"id":"a","source":"s","account_id":"w","quantity":1,{times},
+                    "end_time":"2024-06-01T01:00:00Z"}}"#
+            );
+            let (event, _) = read(&rules(Format::Auto), text.as_bytes()).expect(&text);
+            let outside = |instant| instant < Timestamp::EARLIEST || instant >= Timestamp::LATEST;
+            assert!(outside(event.start) || outside(event.time), "{text}");
+        }
     }
 }

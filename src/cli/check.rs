@@ -1,0 +1,20 @@
+//! `flopwatch check`: is everything right, and what is in effect?
+
+use std::path::PathBuf;
+
+use crate::config::Config;
+use crate::error::Fatal;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Configuration file; without one, defaults and environment alone
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Validates, then prints the effective configuration. A broker that cannot be reached is a note
+/// on standard error: the configuration may be checked far from it.
+pub fn execute(args: Args) -> Result<(), Fatal> {
+    let config = Config::load(args.config.as_deref())?;
+    super::print(&config.effective())
+}
