@@ -68,10 +68,10 @@ fn settings(dice: &mut Dice) -> Settings {
     let epoch = dice.pick(&[MINUTE, 5 * MINUTE, 5 * MINUTE, 15 * MINUTE, HOUR]);
     let slice = dice.pick(&[15 * MINUTE, 30 * MINUTE, HOUR, HOUR, HOUR, 2 * HOUR]).max(epoch);
     let lateness = dice.pick(&[0, epoch, 3 * epoch, HOUR, 6 * HOUR]);
-    let keep = dice.pick(&[26 * HOUR, 30 * HOUR, 2 * DAY, 3 * DAY, 8 * DAY]);
+    let keep = dice.pick(&[28 * HOUR, 30 * HOUR, 2 * DAY, 3 * DAY, 8 * DAY]);
     let gaps: Vec<Nanos> = [slice, 90 * MINUTE, 3 * HOUR, 5 * HOUR, DAY, 3 * DAY]
         .into_iter()
-        .filter(|gap| keep > gap + DAY)
+        .filter(|gap| *gap >= slice && keep > gap + DAY)
         .collect();
     let coarser: &[&[Tier]] = &[
         &[],
@@ -107,7 +107,7 @@ fn settings(dice: &mut Dice) -> Settings {
         unknown: dice.pick(&["nvidia-h100-sxm", "nvidia-h20"]),
         unknown_count: dice.pick(&[8, 4]),
         min_accelerators: dice.pick(&[64.0, 64.0, 8.0, 12.5]),
-        max_gap: if gaps.is_empty() { HOUR } else { dice.pick(&gaps) },
+        max_gap: dice.pick(&gaps),
     }
 }
 
