@@ -336,9 +336,11 @@ impl Topology {
             let count = i32::try_from(*partitions)
                 .map_err(|_| Fatal::Config(format!("{partitions} partitions are too many")))?;
             // -1: the cluster's default.replication.factor
-            let request = NewTopic::new(name, count, TopicReplication::Fixed(-1));
-            let set = |request: NewTopic<'_>, (key, value)| request.set(key, value);
-            requests.push(settings.iter().map(|(key, value)| (*key, value.as_str())).fold(request, set));
+            let mut request = NewTopic::new(name, count, TopicReplication::Fixed(-1));
+            for (key, value) in settings {
+                request = request.set(key, value);
+            }
+            requests.push(request);
         }
         let made = self
             .runtime
