@@ -67,16 +67,20 @@ const CONSUMER_EXACT: Options = &[
     ("allow.auto.create.topics", "false"),
 ];
 
+const GROUP: Options = &[
+    ("session.timeout.ms", "6000"),
+    // three beats to a session
+    ("heartbeat.interval.ms", "2000"),
+    // restores poll between batches; a worker that has not polled for this long hangs
+    ("max.poll.interval.ms", "120000"),
+];
+
 const GROUP_EXACT: Options = &[
     ("group.protocol", "classic"),
     // eager, and the same numbers of all three topics to one worker: METER of a partition sits
     // beside ACCOUNT of that number, and librdkafka's cooperative assignor with transactions has
     // known traps
     ("partition.assignment.strategy", "range"),
-    // three beats to a session
-    ("heartbeat.interval.ms", "2000"),
-    // restores poll between batches; a worker that has not polled for this long hangs
-    ("max.poll.interval.ms", "120000"),
 ];
 
 const PRODUCER: Options = &[
@@ -90,6 +94,7 @@ const PRODUCER: Options = &[
     ("queue.buffering.max.kbytes", "1048576"),
     // the partition of a key is the one that Kafka's own clients choose
     ("partitioner", "murmur2_random"),
+    ("transaction.timeout.ms", "10000"),
 ];
 
 const PRODUCER_EXACT: Options = &[
@@ -113,11 +118,11 @@ pub(crate) fn worker_consumer(
     events: ConsumerEvents,
 ) -> Result<Consumer, Fatal> {
     let name = worker_name(kafka, worker);
-    let mut options = layered(kafka, &[CONSUMER], &[CONSUMER_EXACT, GROUP_EXACT]);
+    let exact = [CONSUMER_EXACT, GROUP_EXACT];
+    let mut options = layered(kafka, &[CONSUMER, GROUP], &exact);
     options
         .set("client.id", &name)
         .set("group.id", &kafka.group_id)
-        .set("session.timeout.ms", SESSION_TIMEOUT.as_millis().to_string())
         // static: a restart under the same name takes its partitions back without a rebalance
         .set("group.instance.id", &name);
     options.create_with_context(events).map_err(refused)
@@ -130,8 +135,7 @@ pub(crate) fn worker_producer(kafka: &config::Kafka, worker: usize) -> Result<Pr
     options
         .set("client.id", &name)
         // a new producer of this name fences the old one and ends its open transaction
-        .set("transactional.id", &name)
-        .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string());
+        .set("transactional.id", &name);
     options.create_with_context(ProducerEvents::default()).map_err(refused)
 }
 
@@ -184,4 +188,47 @@ fn refused(error: KafkaError) -> Fatal {
         error.to_string()
     };
     Fatal::Config(format!("kafka.client: librdkafka refuses {detail}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn the_operator_tunes_but_does_not_touch_what_exactness_rests_on() {
+        let text = "[kafka.client]\n\"queued.min.messages\" = 7\n\"linger.ms\" = 1\n";
+        let mut config = Config::from_text("test", text).expect("a valid configuration");
+        // past the check of the configuration, as an oversight there would be
+        config.kafka.client.insert("isolation.level".into(), "read_uncommitted".into());
+        let options = layered(&config.kafka, &[CONSUMER], &[CONSUMER_EXACT]);
+        assert_eq!(options.get("queued.min.messages"), Some("7"));
+        assert_eq!(options.get("isolation.level"), Some("read_committed"));
+        assert_eq!(options.get("enable.auto.commit"), Some("false"));
+    }
+
+    #[test]
+    fn every_option_that_exactness_rests_on_is_refused_or_wins() {
+        let refused: Vec<&str> = config::REFUSED.iter().map(|(name, _)| *name).collect();
+        for (name, _) in [CONSUMER_EXACT, GROUP_EXACT, PRODUCER_EXACT].into_iter().flatten() {
+            let ours = refused.contains(name) || *name == "delivery.report.only.error";
+            assert!(ours, "{name} is set here but not refused under [kafka.client]");
+        }
+    }
+
+    #[test]
+    fn the_waits_of_the_code_are_those_of_the_options() {
+        let options: std::collections::BTreeMap<_, _> =
+            [GROUP, PRODUCER].into_iter().flatten().copied().collect();
+        let milliseconds = |wait: Duration| wait.as_millis().to_string();
+        assert_eq!(options["session.timeout.ms"], milliseconds(SESSION_TIMEOUT));
+        assert_eq!(options["transaction.timeout.ms"], milliseconds(TRANSACTION_TIMEOUT));
+    }
+
+    #[test]
+    fn a_worker_has_one_name_for_its_membership_and_its_transactions() {
+        let text = "[kafka]\ngroup_id = \"g\"\ninstance = \"pod-3\"\n";
+        let config = Config::from_text("test", text).expect("a valid configuration");
+        assert_eq!(worker_name(&config.kafka, 1), "g-pod-3-1");
+    }
 }

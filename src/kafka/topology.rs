@@ -182,7 +182,9 @@ struct Topology {
     prober: Consumer,
     admin: AdminClient<DefaultClientContext>,
     runtime: tokio::runtime::Runtime,
+    /// Usage, accounts, then ours.
     topics: Vec<Topic>,
+    group: String,
 }
 
 /// A topic to be made.
@@ -214,7 +216,8 @@ impl Topology {
             .build()
             .map_err(|error| Fatal::Internal(format!("starting a runtime: {error}")))?;
         let topics = wanted.into_iter().map(|(role, name)| Topic { role, name, found: None });
-        let mut topology = Self { prober, admin, runtime, topics: topics.collect() };
+        let group = config.kafka.group_id.clone();
+        let mut topology = Self { prober, admin, runtime, topics: topics.collect(), group };
         topology.look()?;
         Ok(topology)
     }
@@ -286,6 +289,9 @@ impl Topology {
 
     fn make(&mut self, making: Making) -> Result<(), Fatal> {
         let usage = self.topics[0].found.as_ref();
+        if making == Making::FirstStart && self.topics[1].found.is_none() {
+            return Ok(());
+        }
         let usage_partitions = match (usage, making) {
             (_, Making::Nothing) | (None, Making::FirstStart) => return Ok(()),
             (Some(found), Making::FirstStart | Making::All(_)) => found.partitions,
@@ -377,13 +383,10 @@ impl Topology {
         let tasks = self.fixed();
         let usage_limit = self.topics[0].found.as_ref().map_or(0, |found| found.max_message_bytes);
         let usage = self.topics[0].found.as_ref().map(|found| found.partitions);
-        let mut problems = Vec::new();
+        let mut problems = self.missing();
         for topic in &self.topics {
             let name = &topic.name;
-            let Some(found) = &topic.found else {
-                problems.push(self.missing(topic));
-                continue;
-            };
+            let Some(found) = &topic.found else { continue };
             if topic.role.is_fixed() && Some(found.partitions) != tasks {
                 problems.push(format!(
                     "topic {name:?} has {} partitions, but {:?} has {}: the internal topics must \
@@ -415,27 +418,54 @@ impl Topology {
         problems
     }
 
-    fn missing(&self, topic: &Topic) -> String {
-        let name = &topic.name;
-        match topic.role {
-            Role::Usage => format!(
-                "topic {name:?} is missing: set topics.usage to the topic of the metering \
-                 pipeline, or run `flopwatch topics --create --partitions 12`"
-            ),
-            Role::Accounts => format!(
-                "topic {name:?} is missing: set topics.accounts to the account directory, or run \
-                 `flopwatch topics --create`"
-            ),
-            Role::Internal | Role::Changelog if self.fixed().is_some() => format!(
-                "topic {name:?} is missing while others of its kind exist, so part of the state \
-                 is lost: restore it, or delete all of them, reset the group and start over \
-                 (`flopwatch topics --create` makes it, empty)"
-            ),
-            Role::Internal | Role::Changelog | Role::Output | Role::DeadLetters => {
-                format!("topic {name:?} is missing: run `flopwatch topics --create`")
+    /// What is theirs comes first: without it, what is ours cannot be made.
+    fn missing(&self) -> Vec<String> {
+        let missing = |topic: &&Topic| topic.found.is_none();
+        let (theirs, ours) = self.topics.split_at(2);
+        let mut problems: Vec<String> = theirs
+            .iter()
+            .filter(missing)
+            .map(|Topic { role, name, .. }| {
+                if *role == Role::Usage {
+                    format!(
+                        "topic {name:?} is missing: set topics.usage to the topic of the metering \
+                         pipeline, or run `flopwatch topics --create --partitions 12`"
+                    )
+                } else {
+                    format!(
+                        "topic {name:?} is missing: set topics.accounts to the account directory, \
+                         or run `flopwatch topics --create`"
+                    )
+                }
+            })
+            .collect();
+        if problems.is_empty() {
+            let started = self.fixed().is_some();
+            let (lost, new): (Vec<&Topic>, Vec<&Topic>) =
+                ours.iter().filter(missing).partition(|topic| started && topic.role.is_fixed());
+            if !lost.is_empty() {
+                problems.push(format!(
+                    "topics {} are missing while others of their kind exist, so part of the state \
+                     is lost: restore them, or delete all of their kind and the group {} to start \
+                     over (`flopwatch topics --create` makes them, empty)",
+                    names(&lost),
+                    self.group
+                ));
+            }
+            if !new.is_empty() {
+                problems.push(format!(
+                    "topics {} are missing: run `flopwatch topics --create`",
+                    names(&new)
+                ));
             }
         }
+        problems
     }
+}
+
+fn names(topics: &[&Topic]) -> String {
+    let names: Vec<String> = topics.iter().map(|topic| format!("{:?}", topic.name)).collect();
+    names.join(", ")
 }
 
 /// Whether the broker would forget what must be kept.
@@ -519,4 +549,59 @@ fn options() -> AdminOptions {
 /// The code behind an error of a call, if it has one.
 pub(crate) fn code(error: &KafkaError) -> RDKafkaErrorCode {
     error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(role: Role, cleanup: &str, retention_ms: i64) -> Option<String> {
+        let topic = Topic { role, name: "t".into(), found: None };
+        let cleanup = cleanup.to_owned();
+        cleanup_problem(
+            &topic,
+            &Found { partitions: 1, cleanup, retention_ms, max_message_bytes: 0 },
+        )
+    }
+
+    #[test]
+    fn a_topic_that_would_forget_what_must_be_kept_is_refused() {
+        let week = 604_800_000;
+        for (role, cleanup, retention_ms, sound) in [
+            (Role::Usage, "delete", week, true),
+            (Role::Usage, "compact", -1, false),
+            (Role::Internal, "delete", week, true),
+            (Role::Internal, "compact,delete", week, false),
+            (Role::Output, "delete", -1, true),
+            (Role::Output, "compact", -1, false),
+            (Role::DeadLetters, "compact,delete", -1, false),
+            (Role::Changelog, "compact", week, true),
+            (Role::Changelog, "delete", -1, false),
+            (Role::Changelog, "compact,delete", week, false),
+            (Role::Accounts, "compact", week, true),
+            (Role::Accounts, "delete", -1, true),
+            (Role::Accounts, "delete", week, false),
+        ] {
+            let found = problem(role, cleanup, retention_ms);
+            assert_eq!(found.is_none(), sound, "{role:?} {cleanup} {retention_ms}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_created_passes_its_own_check() {
+        for role in [
+            Role::Usage,
+            Role::Accounts,
+            Role::Internal,
+            Role::Changelog,
+            Role::Output,
+            Role::DeadLetters,
+        ] {
+            let settings = role.settings();
+            let value = |name| settings.iter().find(|(key, _)| *key == name).map(|(_, v)| v);
+            let cleanup = value("cleanup.policy").expect("every role sets it");
+            let retention = value("retention.ms").map_or(-1, |ms| ms.parse().expect("a number"));
+            assert_eq!(problem(role, cleanup, retention), None);
+        }
+    }
 }
