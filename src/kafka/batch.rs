@@ -251,3 +251,128 @@ unsafe fn bytes<'a>(data: *const u8, length: usize) -> Option<&'a [u8]> {
     // SAFETY: the caller's promise.
     Some(unsafe { std::slice::from_raw_parts(data, length) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::time::Instant;
+
+    use rdkafka::message::OwnedHeaders;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+    use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::kafka::client;
+
+    type Owned =
+        (u64, Option<u64>, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, Option<Vec<u8>>)>);
+
+    fn owned(record: &Record<'_>) -> Owned {
+        let headers = record.headers.iter();
+        (
+            record.offset,
+            record.timestamp.map(|timestamp| timestamp.0),
+            record.key.map(<[u8]>::to_vec),
+            record.value.map(<[u8]>::to_vec),
+            headers.map(|h| (h.name.to_owned(), h.value.map(<[u8]>::to_vec))).collect(),
+        )
+    }
+
+    #[test]
+    fn a_batch_gives_exact_bytes_headers_timestamps_and_tombstones_then_the_end() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("t", 2, 1).expect("a topic");
+        let servers = cluster.bootstrap_servers();
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", &servers).create().expect("a producer");
+        let header = |key, value| rdkafka::message::Header { key, value };
+        let to = || BaseRecord::<[u8], [u8]>::to("t").partition(1).timestamp(1_700_000_000_123);
+        let headers = OwnedHeaders::new()
+            .insert(header("ce_id", Some("7")))
+            .insert(header("empty", Some("")))
+            .insert(header("ce_id", None));
+        let records = [
+            to().key(b"k\0\xff").payload(b"\0\x01\xfe").headers(headers),
+            to().key(b"gone"),
+            to().payload(b""),
+            to(),
+        ];
+        for record in records {
+            producer.send(record).map_err(|(error, _)| error).expect("a record is queued");
+        }
+        producer.flush(Duration::from_secs(20)).expect("records are written");
+
+        let text = format!("[kafka]\nbootstrap_servers = {servers:?}");
+        let config = Config::from_text("test", &text).expect("a valid configuration");
+        let consumer = Arc::new(client::reader(&config.kafka, "test").expect("a consumer"));
+        let queue = PartitionQueue::new(&consumer, "t", 1);
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset("t", 1, Offset::Beginning).expect("a partition");
+        consumer.assign(&assignment).expect("an assignment");
+
+        // smaller than what waits: one batch must not lose what the next one gives
+        let mut batch = Batch::new(3);
+        let (mut found, mut end) = (Vec::new(), None);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while end.is_none() && Instant::now() < deadline {
+            batch.fill(&queue, Duration::from_millis(100));
+            let each = |polled: Polled<'_>| -> Result<(), Infallible> {
+                match polled {
+                    Polled::Record(record) => found.push(owned(&record)),
+                    Polled::End { offset } => end = Some(offset),
+                    Polled::Failed(code) => panic!("{code}"),
+                }
+                Ok(())
+            };
+            batch.drain(each).expect("infallible");
+        }
+        let at = Some(1_700_000_000_123_000_000);
+        let bytes = |bytes: &[u8]| Some(bytes.to_vec());
+        let headers = vec![
+            ("ce_id".to_owned(), bytes(b"7")),
+            ("empty".to_owned(), bytes(b"")),
+            ("ce_id".to_owned(), None),
+        ];
+        assert_eq!(found[0], (0, at, bytes(b"k\0\xff"), bytes(b"\0\x01\xfe"), headers));
+        assert_eq!(found[1], (1, at, bytes(b"gone"), None, vec![]));
+        assert_eq!(found[2], (2, at, None, bytes(b""), vec![]));
+        assert_eq!(found[3], (3, at, None, None, vec![]));
+        assert_eq!((found.len(), end), (4, Some(4)));
+        assert_eq!(queue.end("t", 1), Some(4));
+    }
+
+    #[test]
+    fn what_is_left_after_an_error_is_destroyed_with_the_batch() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("t", 1, 1).expect("a topic");
+        let servers = cluster.bootstrap_servers();
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", &servers).create().expect("a producer");
+        for _ in 0..10 {
+            let record = BaseRecord::<[u8], [u8]>::to("t").payload(b"v");
+            producer.send(record).map_err(|(error, _)| error).expect("a record is queued");
+        }
+        producer.flush(Duration::from_secs(20)).expect("records are written");
+        let text = format!("[kafka]\nbootstrap_servers = {servers:?}");
+        let config = Config::from_text("test", &text).expect("a valid configuration");
+        let consumer = Arc::new(client::reader(&config.kafka, "test").expect("a consumer"));
+        let queue = PartitionQueue::new(&consumer, "t", 0);
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset("t", 0, Offset::Beginning).expect("a partition");
+        consumer.assign(&assignment).expect("an assignment");
+        let mut batch = Batch::new(10);
+        assert!(batch.fill(&queue, Duration::from_secs(20)), "ten records fill the batch");
+        let mut seen = 0;
+        let result = batch.drain(|_| {
+            seen += 1;
+            if seen == 4 { Err("stop") } else { Ok(()) }
+        });
+        assert_eq!((result, seen), (Err("stop"), 4));
+        drop(batch);
+        // the client ends although messages were never handed out: none is held any more
+        drop(queue);
+        drop(consumer);
+    }
+}

@@ -245,3 +245,44 @@ fn open(prober: &Consumer, consumer: &Arc<Consumer>, topic: &str) -> Result<Vec<
     consumer.assign(&assignment).map_err(|error| failed(&error))?;
     Ok(partitions)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detector::directory::Entry;
+    use crate::detector::time::Timestamp;
+
+    fn record(number: u64, account: &str) -> Arc<Numbered> {
+        let entry = Entry { updated: Timestamp(number), ..Entry::default() };
+        let record = AccountRecord { account_id: account.to_owned(), entry: Some(entry) };
+        Arc::new(Numbered { number, record })
+    }
+
+    fn told(directory: &Directory, through: u64) -> Vec<u64> {
+        let mut told = Vec::new();
+        directory.each(through, |record| {
+            told.push(record.entry.as_ref().expect("an entry").updated.0);
+        });
+        told
+    }
+
+    #[test]
+    fn a_new_task_is_told_what_its_worker_has_taken_and_nothing_beyond() {
+        let directory = Directory::default();
+        for number in 1..=5 {
+            directory.add(&record(number, "a"));
+        }
+        assert_eq!(told(&directory, 3), [1, 2, 3]);
+        assert_eq!(told(&directory, 9), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn the_history_of_an_account_is_bounded_and_keeps_the_latest() {
+        let directory = Directory::default();
+        for number in 1..=(HISTORY as u64 + 4) {
+            directory.add(&record(number, "a"));
+        }
+        let kept = told(&directory, u64::MAX);
+        assert_eq!(kept, (5..=(HISTORY as u64 + 4)).collect::<Vec<_>>());
+    }
+}

@@ -2,13 +2,13 @@
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
@@ -94,6 +94,10 @@ impl Broker {
         for result in made.expect("topics can be made") {
             result.expect("the topic is made");
         }
+        self.await_partitions(name, partitions);
+    }
+
+    fn await_partitions(&self, name: &str, partitions: i32) {
         let client: BaseConsumer = self.client().create().expect("a client");
         let deadline = Instant::now() + CALL;
         loop {
@@ -115,6 +119,63 @@ impl Broker {
         for result in gone.expect("topics can be deleted") {
             result.expect("the topic is deleted");
         }
+    }
+
+    /// Removes what lies before `offset`, as retention would.
+    pub(crate) fn truncate(&self, topic: &str, partition: i32, offset: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("a partition");
+        let admin = self.admin();
+        wait_for(admin.delete_records(&list, &AdminOptions::new())).expect("records can go");
+    }
+
+    /// Forgets a group's positions, as the broker does with a group that was long away.
+    pub(crate) fn forget_group(&self, group: &str) {
+        let admin = self.admin();
+        let deadline = Instant::now() + CALL;
+        loop {
+            let gone = wait_for(admin.delete_groups(&[group], &AdminOptions::new()));
+            let gone = gone.expect("groups can be deleted");
+            if gone.iter().all(Result::is_ok) {
+                return;
+            }
+            // its last member may still be leaving
+            assert!(Instant::now() < deadline, "group {group}: {gone:?}");
+        }
+    }
+
+    pub(crate) fn add_partitions(&self, topic: &str, count: usize) {
+        let admin = self.admin();
+        let more = NewPartitions::new(topic, count);
+        let made = wait_for(admin.create_partitions([&more], &AdminOptions::new()));
+        for result in made.expect("partitions can be made") {
+            result.expect("the partitions are made");
+        }
+        self.await_partitions(topic, i32::try_from(count).expect("few partitions"));
+    }
+
+    /// The group's committed position in each partition.
+    pub(crate) fn positions(
+        &self,
+        group: &str,
+        topic: &str,
+        partitions: usize,
+    ) -> Vec<Option<i64>> {
+        let consumer: BaseConsumer =
+            self.client().set("group.id", group).create().expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        let last = i32::try_from(partitions).expect("few partitions") - 1;
+        list.add_partition_range(topic, 0, last);
+        let found = consumer.committed_offsets(list, CALL).expect("committed positions");
+        let offset = |offset| if let Offset::Offset(offset) = offset { Some(offset) } else { None };
+        found.elements().iter().map(|element| offset(element.offset())).collect()
+    }
+
+    /// How many members the group has.
+    pub(crate) fn members(&self, group: &str) -> usize {
+        let consumer: BaseConsumer = self.client().create().expect("a consumer");
+        let groups = consumer.fetch_group_list(Some(group), CALL).expect("groups");
+        groups.groups().iter().map(|found| found.members().len()).sum()
     }
 
     /// Everything on a topic, partition by partition, as `isolation` shows it now.
@@ -173,11 +234,6 @@ impl Drop for Broker {
 /// Waits for a future of an administrative client, which its own thread completes.
 pub(crate) fn wait_for<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
-}
-
-/// The directory's file by this name.
-pub(crate) fn file(directory: &tempfile::TempDir, name: &str) -> PathBuf {
-    directory.path().join(name)
 }
 
 fn free_port() -> u16 {

@@ -115,9 +115,12 @@ listen = "127.0.0.1:0"
     )
 }
 
+/// A usage record: key and value.
+type Usage = (Option<Vec<u8>>, Vec<u8>);
+
 /// Usage by partition, and the directory.
 pub(crate) struct World {
-    pub(crate) partitions: Vec<Vec<(Option<Vec<u8>>, Vec<u8>)>>,
+    pub(crate) partitions: Vec<Vec<Usage>>,
     pub(crate) accounts: Vec<(Vec<u8>, Vec<u8>)>,
     closing: Timestamp,
 }
@@ -183,10 +186,6 @@ impl World {
             partition.push((None, closing.into_bytes()));
         }
         world
-    }
-
-    pub(crate) fn records(&self) -> usize {
-        self.partitions.iter().map(Vec::len).sum()
     }
 
     /// Makes the topics and puts the directory there.
@@ -322,7 +321,7 @@ fn publisher(config: &Config) -> Publisher {
 }
 
 struct Listed<'a> {
-    records: &'a [(Option<Vec<u8>>, Vec<u8>)],
+    records: &'a [Usage],
     next: usize,
 }
 
