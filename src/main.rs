@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flopwatch::cli::{check, logging, replay, simulate, validate};
+use flopwatch::cli::{check, demo, logging, replay, simulate, validate};
 use flopwatch::error::Fatal;
 
 /// Watches a cloud's compute metering for foreign accounts that use compute at the scale of large
@@ -21,6 +21,7 @@ struct Cli {
 enum Verb {
     /// Validate configuration and policies, and topics if reachable; print what is in effect
     Check(check::Args),
+    Demo(demo::Args),
     Replay(replay::Args),
     Simulate(simulate::Args),
     Validate(validate::Args),
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
 fn execute(verb: Verb) -> Result<(), Fatal> {
     match verb {
         Verb::Check(args) => check::execute(args),
+        Verb::Demo(args) => demo::execute(args),
         Verb::Replay(args) => replay::execute(&args),
         Verb::Simulate(args) => simulate::execute(args),
         Verb::Validate(args) => validate::execute(args),
