@@ -21,9 +21,13 @@ struct Cli {
 enum Verb {
     /// Validate configuration and policies, and topics if reachable; print what is in effect
     Check(check::Args),
+    /// Watch a simulated cloud: no broker, no configuration
     Demo(demo::Args),
+    /// Run the production pipeline over files
     Replay(replay::Args),
+    /// Make up the usage of a cloud, with ground truth, or turn a job trace into usage
     Simulate(simulate::Args),
+    /// Hold the pipeline against plain sums over public traces
     Validate(validate::Args),
 }
 

@@ -235,6 +235,8 @@ fn an_oversized_alert_gives_up_evidence_and_nothing_else() {
     let kept: i128 =
         shares.values().map(|sum| i128::from(sum["flop_gflop"].as_i64().expect("small"))).sum();
     assert_eq!(kept, total);
+    assert!(shares.contains_key(&format!("fabric-{:0>200}", 1999)), "the largest share stays");
+    assert!(!shares.contains_key(&format!("fabric-{:0>200}", 0)), "the smallest one is folded");
     assert!(data["origin"]["facts"]["access_ips"].as_str().expect("kept").len() <= 1024);
 
     let value = binary(&alert).value;

@@ -10,7 +10,9 @@ use super::field::{Field, Table};
 use super::tree::Value;
 use super::{countries, suggest};
 use crate::detector::directory::Country;
-use crate::detector::policy::{Condition, Metric, Mode, OriginMatch, Policy, Scope, Severity};
+use crate::detector::policy::{
+    Condition, Metric, Mode, OriginMatch, Policy, Scope, Severity, Window,
+};
 use crate::detector::rules::TierRules;
 use crate::detector::time::Span;
 
@@ -54,7 +56,7 @@ pub(super) fn read(table: &Table<'_>, around: Surroundings<'_>) -> Result<Policy
     };
     let span = |name: &str| table.field(name).map(|field| field.duration()).transpose();
     let window = read_window(table, around.tiers)?;
-    let conditions = read_conditions(table, scope, window, around.tiers)?;
+    let conditions = read_conditions(table, scope, window.as_ref(), around.tiers)?;
     let mut policy = Policy {
         version: match table.field("version") {
             Some(field) => u32::try_from(field.integer(1, u64::from(u32::MAX))?)
@@ -87,7 +89,7 @@ pub(super) fn read(table: &Table<'_>, around: Surroundings<'_>) -> Result<Policy
         hash: String::new(),
         id,
         scope,
-        window,
+        window: window.map(|window| window.length),
         conditions,
     };
     policy.hash = hash(&policy);
@@ -97,7 +99,7 @@ pub(super) fn read(table: &Table<'_>, around: Surroundings<'_>) -> Result<Policy
 /// Whether every window of the policy is kept, its estimate's included.
 pub(super) fn fits(policy: &Policy, tiers: &[TierRules]) -> bool {
     let own = policy.window.unwrap_or(ESTIMATE_WINDOW);
-    let windows = policy.conditions.iter().filter_map(|condition| condition.window);
+    let windows = policy.conditions.iter().filter_map(Condition::length);
     std::iter::once(own).chain(windows).all(|window| tier_for(window, tiers))
 }
 
@@ -113,7 +115,7 @@ fn read_id(table: &Table<'_>) -> Result<String> {
     }
 }
 
-fn read_window(table: &Table<'_>, tiers: &[TierRules]) -> Result<Option<Span>> {
+fn read_window(table: &Table<'_>, tiers: &[TierRules]) -> Result<Option<Window>> {
     if let Some(field) = table.field("window") {
         return kept_window(&field, tiers).map(Some);
     }
@@ -127,10 +129,10 @@ fn read_window(table: &Table<'_>, tiers: &[TierRules]) -> Result<Option<Span>> {
 }
 
 /// A window that some tier keeps.
-fn kept_window(field: &Field<'_>, tiers: &[TierRules]) -> Result<Span> {
-    let window = field.positive_duration()?;
-    match tier_for(window, tiers) {
-        true => Ok(window),
+fn kept_window(field: &Field<'_>, tiers: &[TierRules]) -> Result<Window> {
+    let length = field.positive_duration()?;
+    match tier_for(length, tiers) {
+        true => Ok(Window { length, text: field.text()?.to_owned() }),
         false => {
             let found = format!("{}, which no tier keeps", field.node.value.describe());
             Err(field.wrong(&found, &windows_that_do(tiers)))
@@ -197,7 +199,7 @@ fn read_list<'a>(
 fn read_conditions(
     table: &Table<'_>,
     scope: Scope,
-    window: Option<Span>,
+    window: Option<&Window>,
     tiers: &[TierRules],
 ) -> Result<Vec<Condition>> {
     const RIGHT: &str = "right would be at least one [[policy.all]] with metric and at_least";
@@ -212,7 +214,7 @@ fn read_conditions(
 fn read_condition(
     table: &Table<'_>,
     scope: Scope,
-    policy_window: Option<Span>,
+    policy_window: Option<&Window>,
     tiers: &[TierRules],
 ) -> Result<Condition> {
     table.refuse_unknown(&CONDITION_KEYS)?;
@@ -230,7 +232,7 @@ fn read_condition(
         Some(field) => Some(kept_window(&field, tiers)?),
         None if metric.is_run() => None,
         None => match policy_window {
-            Some(window) => Some(window),
+            Some(window) => Some(window.clone()),
             None => {
                 let found = format!("neither {} nor its policy has a window", metric.name());
                 return Err(table.wrong("window", &found, &windows_that_do(tiers)));
@@ -304,7 +306,7 @@ fn hash(policy: &Policy) -> String {
         .map(|condition| {
             let mut fields = json!({
                 "metric": condition.metric.name(),
-                "window": span(condition.window),
+                "window": span(condition.length()),
                 "at_least": condition.at_least,
             });
             if let Metric::Sustained { accelerators } = condition.metric {
@@ -398,7 +400,7 @@ mod tests {
         assert_eq!(policy.origin, OriginMatch::Countries(countries));
         assert_eq!(policy.renotify, Some(Span::days(1)));
         assert_eq!(policy.conditions.len(), 2);
-        assert_eq!(policy.conditions[0].window, Some(Span::hours(72)));
+        assert_eq!(policy.conditions[0].length(), Some(Span::hours(72)));
         assert_eq!(policy.conditions[1].window, None, "run metrics ignore windows");
     }
 

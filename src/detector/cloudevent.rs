@@ -4,12 +4,13 @@
 //! into headers and `flopwatch.v1.Alert` into the value. Both say the same. Equal alerts give
 //! equal bytes: field order is that of the types, maps are sorted.
 //!
-//! A record is at most 256 KiB. A larger alert loses evidence until its structured form fits, in
-//! this order, whatever form is published:
-//! 1. `evidence.slices` loses its older half, again and again, until none is left;
-//! 2. of `by_fabric`, then `by_region`, then `by_accelerator` the smaller half is added to
-//!    `other`, again and again, until only `other` is left: the sums still add up;
-//! 3. facts of the origin (lists of addresses may be long) are cut to 1 KiB each.
+//! A record is at most 256 KiB. A larger alert loses proof until its structured form fits, in this
+//! order, whatever form is published:
+//! 1. facts of the origin are cut to 1 KiB each: only a list of addresses is ever longer, and it
+//!    must not cost an alert its sums;
+//! 2. `evidence.slices` loses its older half, again and again, until none is left;
+//! 3. of `by_fabric`, then `by_region`, then `by_accelerator` the smaller half is added to
+//!    `other`, again and again, until only `other` is left: the sums still add up.
 //!
 //! The rest is never touched: names are bounded, and so are the accounts of an owner.
 
@@ -111,7 +112,7 @@ fn key(alert: &Alert) -> String {
 fn trimmed(alert: &Alert) -> Cow<'_, Alert> {
     let mut trimmed = Cow::Borrowed(alert);
     while size(&encode(&trimmed)) > SIZE_LIMIT {
-        if !(trim_evidence(&mut trimmed.to_mut().evidence) || trim_facts(trimmed.to_mut())) {
+        if !(trim_facts(trimmed.to_mut()) || trim_evidence(&mut trimmed.to_mut().evidence)) {
             break;
         }
     }
@@ -123,7 +124,17 @@ fn size(published: &Published) -> usize {
     published.key.len() + published.value.len() + headers.sum::<usize>()
 }
 
-/// Takes the next step of the order above; false when no evidence is left to give up.
+/// Cuts long facts; false when none is long.
+fn trim_facts(alert: &mut Alert) -> bool {
+    let mut cut = false;
+    for fact in alert.origin.facts.values_mut().filter(|fact| fact.len() > FACT_LIMIT) {
+        fact.truncate(fact.floor_char_boundary(FACT_LIMIT));
+        cut = true;
+    }
+    cut
+}
+
+/// Gives up the next evidence in the order above; false when none is left.
 fn trim_evidence(evidence: &mut Evidence) -> bool {
     if !evidence.slices.is_empty() {
         let older = evidence.slices.len().div_ceil(2);
@@ -149,16 +160,6 @@ fn gather_smaller_half(shares: &mut BTreeMap<String, Sum>) -> bool {
         other.flop_theoretical_gflop += share.flop_theoretical_gflop;
     }
     !names.is_empty()
-}
-
-/// Cuts long facts; false when none is long.
-fn trim_facts(alert: &mut Alert) -> bool {
-    let mut cut = false;
-    for fact in alert.origin.facts.values_mut().filter(|fact| fact.len() > FACT_LIMIT) {
-        fact.truncate(fact.floor_char_boundary(FACT_LIMIT));
-        cut = true;
-    }
-    cut
 }
 
 fn message(alert: &Alert) -> proto::Alert {

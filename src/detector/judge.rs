@@ -183,7 +183,7 @@ impl<'a> Subject<'a> {
 /// / seconds, in that order.
 impl Subject<'_> {
     fn observe(&self, condition: &Condition) -> f64 {
-        let window = condition.window.as_ref().map_or(Span(0), |window| window.length);
+        let window = condition.length().unwrap_or_default();
         let utilization = &self.rules.utilization;
         let seconds = window.as_seconds();
         let sum = || self.window_sum(window);

@@ -43,7 +43,14 @@ pub struct Condition {
     pub at_least: f64,
 }
 
-/// The length of a condition's window.
+impl Condition {
+    /// The length of its window.
+    pub fn length(&self) -> Option<Span> {
+        self.window.as_ref().map(|window| window.length)
+    }
+}
+
+/// The window of a condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
     pub length: Span,

@@ -224,8 +224,8 @@ impl Catalogue {
         let named = table.name(row, "accelerator")?;
         let accelerator = find(&self.accelerator_names, named).ok_or_else(|| {
             let detail = format!(
-                "no accelerator is called {named:?}; give a key or alias of the catalogue, or add a \
-                 row for it in a file with columns {}",
+                "no accelerator is called {named:?}; give a key or alias of the catalogue, or add \
+                 its row to a file with columns {}",
                 ACCELERATOR_REQUIRED.join(", ")
             );
             row.place.error("accelerator", detail)
