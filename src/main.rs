@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flopwatch::cli::{check, logging, replay, run, simulate, topics, validate};
+use flopwatch::cli::{check, demo, logging, replay, run, simulate, topics, validate};
 use flopwatch::error::Fatal;
 
 /// Watches a cloud's compute metering for foreign accounts that use compute at the scale of large
@@ -25,6 +25,8 @@ enum Verb {
     Run(run::Args),
     /// Verify the topics, or make the missing ones
     Topics(topics::Args),
+    /// Watch a simulated cloud: no broker, no configuration
+    Demo(demo::Args),
     /// Run the production pipeline over files
     Replay(replay::Args),
     /// Make up the usage of a cloud, with ground truth, or turn a job trace into usage
@@ -49,6 +51,7 @@ fn execute(verb: Verb) -> Result<(), Fatal> {
         Verb::Check(args) => check::execute(args),
         Verb::Run(args) => run::execute(&args),
         Verb::Topics(args) => topics::execute(&args),
+        Verb::Demo(args) => demo::execute(args),
         Verb::Replay(args) => replay::execute(&args),
         Verb::Simulate(args) => simulate::execute(args),
         Verb::Validate(args) => validate::execute(args),

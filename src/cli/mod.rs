@@ -1,10 +1,12 @@
 //! The verbs: one file each, with its arguments and what it does.
 
 pub mod check;
+pub mod demo;
 mod duration;
 pub mod logging;
 pub mod replay;
 pub mod run;
+pub mod show;
 pub mod simulate;
 pub mod topics;
 pub mod validate;
