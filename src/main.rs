@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flopwatch::cli::{check, logging, replay, simulate, validate};
+use flopwatch::cli::{check, logging, replay, run, simulate, topics, validate};
 use flopwatch::error::Fatal;
 
 /// Watches a cloud's compute metering for foreign accounts that use compute at the scale of large
@@ -21,6 +21,10 @@ struct Cli {
 enum Verb {
     /// Validate configuration and policies, and topics if reachable; print what is in effect
     Check(check::Args),
+    /// The service: usage from Kafka, alerts to Kafka
+    Run(run::Args),
+    /// Verify the topics, or make the missing ones
+    Topics(topics::Args),
     /// Run the production pipeline over files
     Replay(replay::Args),
     /// Make up the usage of a cloud, with ground truth, or turn a job trace into usage
@@ -43,8 +47,10 @@ fn main() -> ExitCode {
 fn execute(verb: Verb) -> Result<(), Fatal> {
     match verb {
         Verb::Check(args) => check::execute(args),
+        Verb::Run(args) => run::execute(&args),
+        Verb::Topics(args) => topics::execute(&args),
         Verb::Replay(args) => replay::execute(&args),
-        Verb::Simulate(args) => simulate::execute(&args),
-        Verb::Validate(args) => validate::execute(&args),
+        Verb::Simulate(args) => simulate::execute(args),
+        Verb::Validate(args) => validate::execute(args),
     }
 }

@@ -189,12 +189,13 @@ impl RecordFile {
 
 /// What the name says of format and compression.
 fn by_name(path: &Path) -> (Option<Format>, Option<Compression>) {
-    let extension = |path: &Path| {
-        path.extension().and_then(|text| text.to_str()).map(str::to_ascii_lowercase)
-    };
+    let extension =
+        |path: &Path| path.extension().and_then(|text| text.to_str()).map(str::to_ascii_lowercase);
     let outer = extension(path);
     let (compression, inner) = match outer.as_deref() {
-        Some("gz") => (Some(Compression::Gzip), extension(Path::new(path.file_stem().unwrap_or_default()))),
+        Some("gz") => {
+            (Some(Compression::Gzip), extension(Path::new(path.file_stem().unwrap_or_default())))
+        }
         Some("zst" | "zstd") => {
             (Some(Compression::Zstd), extension(Path::new(path.file_stem().unwrap_or_default())))
         }

@@ -4,7 +4,9 @@ pub mod check;
 mod duration;
 pub mod logging;
 pub mod replay;
+pub mod run;
 pub mod simulate;
+pub mod topics;
 pub mod validate;
 
 use std::io::{self, Write};

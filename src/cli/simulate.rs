@@ -114,10 +114,10 @@ impl Workload {
     }
 }
 
-pub fn execute(args: &Args) -> Result<(), Fatal> {
+pub fn execute(args: Args) -> Result<(), Fatal> {
     match &args.trace {
-        Some(path) => convert(args, path),
-        None => simulate(args),
+        Some(path) => convert(&args, path),
+        None => simulate(&args),
     }
 }
 
@@ -200,10 +200,7 @@ fn plan(args: &Args) -> Result<Plan, Fatal> {
 
 fn convert(args: &Args, path: &Path) -> Result<(), Fatal> {
     if args.interval < Span::seconds(1) || args.interval > Span::days(31) {
-        return Err(Fatal::Config(format!(
-            "--interval {} must be from 1s to 31d",
-            args.interval
-        )));
+        return Err(Fatal::Config(format!("--interval {} must be from 1s to 31d", args.interval)));
     }
     let trace = Trace::open(path, &args.accelerator)?;
     let mut partitions = args.partitions.unwrap_or(1);

@@ -71,6 +71,18 @@ window = "72h"
 metric = "sustained"
 accelerators = 512
 at_least = 0.9
+[[policy]]
+id = "validate-fires"
+version = 1
+title = "1e22 FLOP within 30 days: shows that silence is not deafness"
+severity = "info"
+mode = "live"
+scope = "account"
+origin = "foreign"
+window = "30d"
+[[policy.all]]
+metric = "flop_high"
+at_least = 1e22
 "#;
 
 const PARTITIONS: u32 = 4;
@@ -94,9 +106,9 @@ pub struct Args {
     accelerator: String,
 }
 
-pub fn execute(args: &Args) -> Result<(), Fatal> {
+pub fn execute(args: Args) -> Result<(), Fatal> {
     let mut out = io::stdout().lock();
-    let failures = validate(args, &mut out)?;
+    let failures = validate(&args, &mut out)?;
     if failures.is_empty() {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use crate::detector::time::Span;
 pub(super) const LONGEST: Span = Span::days(36_525);
 
 /// Parses whole numbers with units, largest unit first; the error says what is wrong.
-pub(super) fn parse(text: &str) -> Result<Span, String> {
+pub(crate) fn parse(text: &str) -> Result<Span, String> {
     if text.is_empty() {
         return Err("\"\" is not a duration".to_owned());
     }

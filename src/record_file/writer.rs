@@ -106,7 +106,9 @@ impl RecordWriter {
         };
         match finished {
             Ok(_) => Ok(()),
-            Err(error) => Err(Fatal::Input(format!("{}: cannot be written: {error}", path.display()))),
+            Err(error) => {
+                Err(Fatal::Input(format!("{}: cannot be written: {error}", path.display())))
+            }
         }
     }
 

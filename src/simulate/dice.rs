@@ -47,6 +47,6 @@ impl Dice {
 /// Sixteen of the bits, as `centre` give or take `spread`, kept within 0..=1000.
 pub(super) fn permille(bits: u64, lane: u32, centre: u32, spread: u32) -> u16 {
     let chance = u32::try_from(bits >> (16 * lane) & 0xffff).expect("sixteen bits");
-    let offset = chance * (2 * spread + 1) >> 16;
+    let offset = (chance * (2 * spread + 1)) >> 16;
     u16::try_from((centre + offset).saturating_sub(spread).min(1000)).expect("at most 1000")
 }

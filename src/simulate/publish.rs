@@ -81,10 +81,7 @@ impl Publisher {
         loop {
             match self.producer.send(record) {
                 Ok(()) => break,
-                Err((
-                    KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull),
-                    refused,
-                )) => {
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) => {
                     record = refused;
                     self.producer.poll(Duration::from_millis(50));
                 }

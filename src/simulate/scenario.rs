@@ -99,7 +99,10 @@ pub(super) enum Rhythm {
     /// All nodes at once, during these intervals of ticks, in order.
     Gang(Vec<(u32, u32)>),
     /// Most at `peak_hour` UTC, `floor` thousandths of them twelve hours from it.
-    Daily { peak_hour: u32, floor: u32 },
+    Daily {
+        peak_hour: u32,
+        floor: u32,
+    },
 }
 
 impl Rhythm {
@@ -327,9 +330,13 @@ impl Builder {
                 (training(hardware::H100, 10), Rhythm::Always)
             } else if index % 2 == 0 {
                 let up = self.jobs((180, 900), (60, 600));
-                (Ask { behaviour: Behaviour::FineTuning, ..training(hardware::A100, nodes) }, Rhythm::Gang(up))
+                (
+                    Ask { behaviour: Behaviour::FineTuning, ..training(hardware::A100, nodes) },
+                    Rhythm::Gang(up),
+                )
             } else {
-                let ask = Ask { behaviour: Behaviour::Inference, ..training(hardware::A100, nodes) };
+                let ask =
+                    Ask { behaviour: Behaviour::Inference, ..training(hardware::A100, nodes) };
                 (ask, Rhythm::Daily { peak_hour: 15, floor: 300 })
             };
             self.rent(account, site, ask, rhythm);
@@ -365,8 +372,8 @@ impl Builder {
 
     fn background_tenant(&mut self, index: u32) {
         const COUNTRIES: [&str; 20] = [
-            "US", "US", "US", "US", "US", "US", "US", "US", "US", "US", "US", "US", "DE", "GB", "IN",
-            "JP", "CA", "FR", "BR", "AU",
+            "US", "US", "US", "US", "US", "US", "US", "US", "US", "US", "US", "US", "DE", "GB",
+            "IN", "JP", "CA", "FR", "BR", "AU",
         ];
         let country = *self.dice.pick(&COUNTRIES);
         let name = format!("Customer {}", index + 1);

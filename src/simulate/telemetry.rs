@@ -123,11 +123,10 @@ pub(super) fn telemetry(
     let resident = f32::from(permille(bits[0], 3, centre, spread)) / 1000.0;
     match probe {
         Probe::None => Telemetry::default(),
-        Probe::Utilization => {
-            Telemetry { utilization: Some(utilization), ..Telemetry::default() }
-        }
+        Probe::Utilization => Telemetry { utilization: Some(utilization), ..Telemetry::default() },
         Probe::Full => {
-            let share = u32::from(permille(bits[1], 0, profile.power.0 * load / 1000, profile.power.1));
+            let share =
+                u32::from(permille(bits[1], 0, profile.power.0 * load / 1000, profile.power.1));
             let range = hardware.peak_watts - hardware.idle_watts;
             let watts = hardware.idle_watts + range * share / 1000;
             let bytes = |kilobytes: u64, lane: u32| {

@@ -170,11 +170,7 @@ impl Columns {
         let start = instant("start", text(self.start))?;
         let end = instant("end", text(self.end))?;
         if end <= start {
-            return Err(format!(
-                "end {} is not after start {}",
-                text(self.end),
-                text(self.start)
-            ));
+            return Err(format!("end {} is not after start {}", text(self.end), text(self.start)));
         }
         Ok(Job {
             line,

@@ -35,12 +35,7 @@ impl Used {
 }
 
 /// The measure of `quantity` of some hardware, at the utilisation that its telemetry shows.
-pub fn amount(
-    hardware: &Hardware,
-    quantity: f64,
-    length: Span,
-    telemetry: &Telemetry,
-) -> Measure {
+pub fn amount(hardware: &Hardware, quantity: f64, length: Span, telemetry: &Telemetry) -> Measure {
     let utilization = match (telemetry.tensor_active, telemetry.utilization) {
         (Some(tensor_active), _) => f64::from(tensor_active),
         (None, Some(utilization)) => CENTRAL_UTILIZATION * f64::from(utilization),
