@@ -472,7 +472,10 @@ fn draw_thresholds(dice: &mut Dice, scenario: &Scenario, policy: &mut Policy) {
     }
     for (condition, seen) in policy.conditions.iter_mut().zip(observed) {
         if seen.observed > 0.0 {
-            condition.at_least = seen.observed * dice.pick(&[1.0, 1.0, 1.0, 0.9, 0.4, 0.1, 1.1]);
+            let factor = dice.pick(&[1.0, 1.0, 1.0, 0.9, 0.4, 0.1, 1.1]);
+            let is_share = matches!(condition.metric, Metric::Sustained(_));
+            condition.at_least =
+                (seen.observed * factor).min(if is_share { 1.0 } else { f64::MAX });
         }
     }
 }
