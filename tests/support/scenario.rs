@@ -57,10 +57,10 @@ pub(crate) fn scenario(seed: u64) -> Scenario {
     let directory = world.directory();
     let World { mut dice, settings, .. } = world;
     let mut scenario = Scenario { settings, policies: Vec::new(), directory, partitions };
-    for place in 0..=dice.below(5) {
-        let policy = policy(&mut dice, &scenario, place);
-        scenario.policies.push(policy);
-    }
+    let metered = meter(&scenario.settings, &scenario.partitions, Fault::None);
+    let history = History { scenario: &scenario, metered: &metered, fault: Fault::None };
+    let policies = (0..=dice.below(5)).map(|place| policy(&mut dice, &history, place)).collect();
+    scenario.policies = policies;
     scenario
 }
 
@@ -368,8 +368,8 @@ impl World {
     }
 }
 
-fn policy(dice: &mut Dice, scenario: &Scenario, place: usize) -> Policy {
-    let settings = &scenario.settings;
+fn policy(dice: &mut Dice, history: &History<'_>, place: usize) -> Policy {
+    let settings = &history.scenario.settings;
     let scope = dice.pick(&[
         Scope::Account,
         Scope::Account,
@@ -422,7 +422,7 @@ fn policy(dice: &mut Dice, scenario: &Scenario, place: usize) -> Policy {
         1 | 2 => Mode::Shadow,
         _ => Mode::Live,
     };
-    draw_thresholds(dice, scenario, &mut policy);
+    draw_thresholds(dice, history, &mut policy);
     policy
 }
 
@@ -451,9 +451,7 @@ fn metric(dice: &mut Dice, settings: &Settings, scope: Scope) -> Metric {
 }
 
 /// Thresholds at, above and below what one key shows at one judgement.
-fn draw_thresholds(dice: &mut Dice, scenario: &Scenario, policy: &mut Policy) {
-    let metered = meter(&scenario.settings, &scenario.partitions, Fault::None);
-    let history = History { scenario, metered: &metered, fault: Fault::None };
+fn draw_thresholds(dice: &mut Dice, history: &History<'_>, policy: &mut Policy) {
     let ends = history.ends();
     if ends.is_empty() {
         return;
