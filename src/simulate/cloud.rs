@@ -511,3 +511,86 @@ fn push_hex(text: &mut String, value: u32, width: u32) {
         text.push(char::from_digit(nibble, 16).expect("a nibble is one hexadecimal digit"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> Plan {
+        Plan {
+            seed: 1,
+            start: Timestamp(1_767_571_200 * SECOND_NS),
+            span: Span::days(2),
+            interval: Span::hours(1),
+            partitions: 3,
+            key: KeyBy::None,
+            accounts: 50,
+            resources: 500,
+            scenarios: vec![Scenario::Corrections],
+            constant: true,
+            duplicates_per_million: 100_000,
+            disorder: Span::seconds(120),
+        }
+    }
+
+    #[test]
+    fn a_duplicate_follows_its_event_into_the_same_partition() {
+        for key in [KeyBy::Account, KeyBy::Event, KeyBy::None] {
+            let mut cloud = Cloud::new(Plan { key, ..plan() }).expect("a sound plan");
+            let mut partition_of = BTreeMap::new();
+            let mut duplicates = 0;
+            while let Some(sent) = cloud.next() {
+                let id = sent.event.id.into_owned();
+                if sent.duplicate {
+                    duplicates += 1;
+                    assert_eq!(partition_of.get(&id), Some(&sent.partition), "{id}");
+                } else {
+                    assert_eq!(partition_of.insert(id, sent.partition), None, "ids are unique");
+                }
+            }
+            assert!(duplicates > 1000, "{duplicates}");
+        }
+    }
+
+    #[test]
+    fn no_record_is_beyond_the_default_horizon_and_long_outages_are_late() {
+        let horizon = Span::hours(2);
+        let disorder = DISORDER_LIMIT;
+        let mut cloud = Cloud::new(Plan { disorder, ..plan() }).expect("a sound plan");
+        let mut stream_time = [Timestamp(0); 3];
+        let mut late = 0;
+        while let Some(sent) = cloud.next() {
+            let stream_time = &mut stream_time[sent.partition as usize];
+            assert!(sent.event.time >= stream_time.minus(horizon), "{}", sent.event.id);
+            *stream_time = sent.event.time.max(*stream_time);
+            let delay = sent.event.time.since(sent.event.end);
+            late += u32::from(delay > Span::hours(3) && sent.event.kind == Kind::Usage);
+        }
+        assert!(late > 0, "the longer outage's records are stamped when they are sent");
+    }
+
+    #[test]
+    fn constant_nodes_report_once_an_interval_and_sizes_follow_zipf() {
+        let scenarios = Vec::new();
+        let quiet = Plan { scenarios, duplicates_per_million: 0, resources: 20_000, ..plan() };
+        let mut cloud = Cloud::new(quiet).expect("a sound plan");
+        let mut events = 0_u64;
+        while cloud.next().is_some() {
+            events += 1;
+        }
+        assert_eq!(events, 20_000 * 48);
+        // 20,000 over 1 + 1/2 + ... + 1/50 = 4.499: 4,445 nodes for the first, a tenth for the tenth
+        let nodes = |rank: usize| cloud.used()[rank - 1].events / 48;
+        assert!((4200..4700).contains(&nodes(1)), "{}", nodes(1));
+        assert!((380..510).contains(&nodes(10)), "{}", nodes(10));
+    }
+
+    #[test]
+    fn a_plan_that_makes_no_sense_is_refused() {
+        let refused = |plan: Plan| Cloud::new(plan).expect_err("refused");
+        assert!(refused(Plan { interval: Span(1), ..plan() }).contains("from 1s to 1d"));
+        assert!(refused(Plan { span: Span::seconds(60), ..plan() }).contains("one interval"));
+        assert!(refused(Plan { partitions: 0, ..plan() }).contains("at least 1"));
+        assert!(refused(Plan { start: Timestamp(0), ..plan() }).contains("2000"));
+    }
+}

@@ -566,3 +566,25 @@ impl Builder {
 const fn training(hardware: &'static Hardware, nodes: u32) -> Ask {
     Ask { hardware, quantity: 8.0, nodes, behaviour: Behaviour::Training }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR_MS: u32 = 3_600_000;
+
+    #[test]
+    fn a_daily_rhythm_is_full_at_its_peak_and_at_its_floor_twelve_hours_away() {
+        let daily = Rhythm::Daily { peak_hour: 21, floor: 250 };
+        assert_eq!(daily.active(32, 0, 21 * HOUR_MS), 32);
+        assert_eq!(daily.active(32, 0, 9 * HOUR_MS), 8);
+        assert_eq!(daily.active(32, 0, 3 * HOUR_MS), daily.active(32, 0, 15 * HOUR_MS));
+    }
+
+    #[test]
+    fn a_gang_runs_whole_or_not_at_all() {
+        let gang = Rhythm::Gang(vec![(2, 4), (6, 7)]);
+        let active: Vec<_> = (0..8).map(|tick| gang.active(5, tick, 0)).collect();
+        assert_eq!(active, [0, 0, 5, 5, 0, 0, 5, 0]);
+    }
+}
