@@ -7,6 +7,7 @@ pub mod detector;
 pub mod error;
 pub mod geoip;
 pub mod http;
+pub mod kafka;
 pub mod metrics;
 pub mod record_file;
 pub mod replay;

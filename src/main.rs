@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flopwatch::cli::{check, demo, logging, replay, simulate, validate};
+use flopwatch::cli::{check, demo, logging, replay, run, simulate, topics, validate};
 use flopwatch::error::Fatal;
 
 /// Watches a cloud's compute metering for foreign accounts that use compute at the scale of large
@@ -21,6 +21,10 @@ struct Cli {
 enum Verb {
     /// Validate configuration and policies, and topics if reachable; print what is in effect
     Check(check::Args),
+    /// The service: usage from Kafka, alerts to Kafka
+    Run(run::Args),
+    /// Verify the topics, or make the missing ones
+    Topics(topics::Args),
     /// Watch a simulated cloud: no broker, no configuration
     Demo(demo::Args),
     /// Run the production pipeline over files
@@ -45,6 +49,8 @@ fn main() -> ExitCode {
 fn execute(verb: Verb) -> Result<(), Fatal> {
     match verb {
         Verb::Check(args) => check::execute(args),
+        Verb::Run(args) => run::execute(&args),
+        Verb::Topics(args) => topics::execute(&args),
         Verb::Demo(args) => demo::execute(args),
         Verb::Replay(args) => replay::execute(&args),
         Verb::Simulate(args) => simulate::execute(args),

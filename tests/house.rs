@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use flopwatch::config::{KEYS, Kind};
+use flopwatch::config::{Config, KEYS, Kind};
 
 /// A file over this is split by responsibility; STYLE asks for about 500.
 const MOST_LINES: usize = 650;
@@ -346,6 +346,35 @@ fn the_readme_has_every_configuration_key_with_its_default() {
         }
     }
     assert_none("the table in README.md and config::KEYS", &findings);
+}
+
+/// The fenced blocks of one language on a page.
+fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    let fence = format!("```{language}\n");
+    page.split(fence.as_str()).skip(1).filter_map(|rest| rest.split("```").next()).collect()
+}
+
+#[test]
+fn configurations_that_are_shown_or_shipped_load() {
+    let readme = read(&root().join("README.md"));
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let mut files = vec![root().join("deploy/flopwatch.toml")];
+    for (number, block) in blocks(&readme, "toml").into_iter().enumerate() {
+        let path = folder.path().join(format!("readme-{number}.toml"));
+        std::fs::write(&path, block).expect("a temporary file can be written");
+        files.push(path);
+    }
+    assert!(files.len() > 2, "the README shows a policy and a mapping");
+    for path in files {
+        if let Err(error) = Config::load(Some(&path)) {
+            panic!("{error}");
+        }
+    }
+    for block in blocks(&readme, "json") {
+        if let Err(error) = serde_json::from_str::<serde_json::Value>(block) {
+            panic!("{error} in {block}");
+        }
+    }
 }
 
 #[test]

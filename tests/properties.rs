@@ -227,6 +227,7 @@ fn a_day_is_the_sum_of_its_quarter_hours() {
         let mut scenario = scenario(seed);
         scenario.settings.epoch = 5 * MINUTE;
         scenario.settings.lateness = 0;
+        scenario.settings.max_gap = DAY;
         scenario.policies.truncate(1);
         scenario.policies[0].window = None;
         scenario.policies[0].conditions.truncate(1);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::config::Config;
 use crate::error::Fatal;
+use crate::kafka::topology;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -16,5 +17,12 @@ pub struct Args {
 /// on standard error: the configuration may be checked far from it.
 pub fn execute(args: Args) -> Result<(), Fatal> {
     let config = Config::load(args.config.as_deref())?;
-    super::print(&config.effective())
+    super::print(&config.effective())?;
+    match topology::reachable(&config) {
+        Ok(()) => topology::verify(&config).map(drop),
+        Err(fatal) => {
+            eprintln!("note: topics were not checked: {fatal}");
+            Ok(())
+        }
+    }
 }

@@ -5,8 +5,10 @@ pub mod demo;
 mod duration;
 pub mod logging;
 pub mod replay;
+pub mod run;
 pub mod show;
 pub mod simulate;
+pub mod topics;
 pub mod validate;
 
 use std::io::{self, Write};

@@ -1,6 +1,7 @@
 //! State as bytes: the primitives of every changelog value, versioned.
 //!
-//! A value begins with `VERSION`; integers are LEB128, signed ones zig-zag, text is length-prefixed.
+//! A value begins with `VERSION`; integers are LEB128, signed ones zig-zag, text is
+//! length-prefixed.
 
 use super::StageError;
 use super::measure::Measure;

@@ -68,10 +68,10 @@ fn settings(dice: &mut Dice) -> Settings {
     let epoch = dice.pick(&[MINUTE, 5 * MINUTE, 5 * MINUTE, 15 * MINUTE, HOUR]);
     let slice = dice.pick(&[15 * MINUTE, 30 * MINUTE, HOUR, HOUR, HOUR, 2 * HOUR]).max(epoch);
     let lateness = dice.pick(&[0, epoch, 3 * epoch, HOUR, 6 * HOUR]);
-    let keep = dice.pick(&[26 * HOUR, 30 * HOUR, 2 * DAY, 3 * DAY, 8 * DAY]);
+    let keep = dice.pick(&[28 * HOUR, 30 * HOUR, 2 * DAY, 3 * DAY, 8 * DAY]);
     let gaps: Vec<Nanos> = [slice, 90 * MINUTE, 3 * HOUR, 5 * HOUR, DAY, 3 * DAY]
         .into_iter()
-        .filter(|gap| keep > gap + DAY)
+        .filter(|gap| *gap >= slice && keep > gap + DAY)
         .collect();
     let coarser: &[&[Tier]] = &[
         &[],
@@ -107,7 +107,7 @@ fn settings(dice: &mut Dice) -> Settings {
         unknown: dice.pick(&["nvidia-h100-sxm", "nvidia-h20"]),
         unknown_count: dice.pick(&[8, 4]),
         min_accelerators: dice.pick(&[64.0, 64.0, 8.0, 12.5]),
-        max_gap: if gaps.is_empty() { HOUR } else { dice.pick(&gaps) },
+        max_gap: dice.pick(&gaps),
     }
 }
 
@@ -472,7 +472,10 @@ fn draw_thresholds(dice: &mut Dice, scenario: &Scenario, policy: &mut Policy) {
     }
     for (condition, seen) in policy.conditions.iter_mut().zip(observed) {
         if seen.observed > 0.0 {
-            condition.at_least = seen.observed * dice.pick(&[1.0, 1.0, 1.0, 0.9, 0.4, 0.1, 1.1]);
+            let factor = dice.pick(&[1.0, 1.0, 1.0, 0.9, 0.4, 0.1, 1.1]);
+            let is_share = matches!(condition.metric, Metric::Sustained(_));
+            condition.at_least =
+                (seen.observed * factor).min(if is_share { 1.0 } else { f64::MAX });
         }
     }
 }

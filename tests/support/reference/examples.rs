@@ -195,8 +195,7 @@ fn retained_slices_move_with_an_account_to_its_new_owner() {
     let keys: Vec<&str> = outcome.live.iter().map(|alert| alert.key.as_str()).collect();
     assert_eq!(told(&outcome.live), vec![("firing", 1), ("firing", 3), ("resolved", 3)]);
     assert_eq!(keys, vec!["old", "new", "old"]);
-    let origin = &outcome.live[0].origin;
-    assert_eq!(origin.foreign, Some(true), "incorporated abroad");
-    assert!(origin.countries.contains("US"), "whatever the country of origin");
+    let abroad = ("US".to_owned(), true, None);
+    assert!(outcome.live[0].origin.contains(&abroad), "incorporated in CN");
     assert!(outcome.ledger.keys().all(|(scope, key, _)| scope != "owner" || key == "new"));
 }

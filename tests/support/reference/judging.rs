@@ -6,7 +6,7 @@ use super::Fault;
 use super::history::{History, Judgement, Run, Window};
 use super::input::{Condition, DAY, Metric, Mode, Nanos, Policy, SECOND, Scope, Settings};
 use super::metering::{Amount, to_f64};
-use super::origin::matches;
+use super::origin::{Standing, matches};
 
 /// One revision of an alert, as far as SPEC fixes it.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,15 +32,10 @@ pub(crate) struct Alert {
     pub(crate) evidence: Evidence,
 }
 
-/// What may be said of the origin: SPEC does not say which account speaks for an owner.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct OriginView {
-    pub(crate) countries: BTreeSet<String>,
-    /// `None` for an owner that has no account left.
-    pub(crate) foreign: Option<bool>,
-    /// Of accounts and sites.
-    pub(crate) decided_by: Option<&'static str>,
-}
+/// What may be said of the origin, which is that of one account: country, foreign, and (of accounts
+/// and sites) the field that decided. An owner is spoken for by an account that the policy looks
+/// for, or by any when none is left that it looks for; SPEC does not say by which.
+pub(crate) type OriginView = BTreeSet<(String, bool, Option<&'static str>)>;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Observed {
@@ -336,11 +331,7 @@ fn describe(
         episode: firing.episode,
         accounts,
         accounts_total,
-        origin: OriginView {
-            countries: origins.iter().map(|one| one.country.clone()).collect(),
-            foreign: (!origins.is_empty()).then(|| origins.iter().any(|one| one.foreign)),
-            decided_by: (scope.stage() == 0).then(|| origins[0].decided_by),
-        },
+        origin: origin_views(policy, &origins),
         conditions,
         estimate,
         run,
@@ -348,6 +339,14 @@ fn describe(
         report_due: policy.report_within.map(|within| firing.first_at + within),
         evidence: evidence(&window),
     }
+}
+
+fn origin_views(policy: &Policy, origins: &[Standing]) -> OriginView {
+    let looked_for: Vec<&Standing> =
+        origins.iter().filter(|one| matches(&policy.origin, std::slice::from_ref(one))).collect();
+    let speakers = if looked_for.is_empty() { origins.iter().collect() } else { looked_for };
+    let decided_by = |one: &Standing| (policy.scope.stage() == 0).then_some(one.decided_by);
+    speakers.iter().map(|one| (one.country.clone(), one.foreign, decided_by(one))).collect()
 }
 
 fn evidence(window: &Window<'_>) -> Evidence {

@@ -19,8 +19,8 @@ pub(crate) struct Standing {
 }
 
 /// The line in force at step `step`: the first one from the beginning, each later one from the
-/// first step at or after its `updated`; among those due, the one updated last, then read last.
-/// A removal carries no `updated`: it is due at once.
+/// first step at or after its `updated`; among those due, the one read last: what the directory says
+/// last counts. A removal carries no `updated`: it is due at once.
 fn entry_at<'a>(
     directory: &'a [DirectoryLine],
     account: &str,
@@ -33,9 +33,7 @@ fn entry_at<'a>(
     let due = |line: &&DirectoryLine| {
         updated(line) < step || (updated(line) == step && fault != Fault::DirectoryOneStepLate)
     };
-    // `max_by_key` returns the last of several maxima: the one read last.
-    let later = lines.filter(due).max_by_key(|line| updated(line));
-    Some(later.unwrap_or(first)).filter(|line| !line.deleted)
+    Some(lines.filter(due).last().unwrap_or(first)).filter(|line| !line.deleted)
 }
 
 /// Two letters of either case; `ZZ` is no known country.

@@ -1,0 +1,378 @@
+//! Batch consume from librdkafka's queues, yielding borrowed records.
+//!
+//! Reading one record at a time costs half of what a consumer can do: a lock, a condition and an
+//! event per record. `rd_kafka_consume_batch_queue` takes the lock once a batch. The binding does
+//! not offer it, hence the only `unsafe` code of the project.
+//!
+//! Each assigned partition has a queue of its own, cut off from the consumer's main queue before
+//! the assignment: a batch belongs to one task, a stage is read before another by reading its
+//! queues first, and a partition pauses by not being read (librdkafka's own pause throws away what
+//! it has fetched). The main queue then carries events alone and is polled by the binding.
+//!
+//! Invariants: a queue goes before its consumer, whose `Arc` it holds; a message is destroyed
+//! exactly once, after the only reference to its bytes is gone.
+#![allow(unsafe_code, reason = "librdkafka's batch interface, which the binding lacks")]
+
+use std::ffi::{CStr, CString};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::bindings;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::types::{RDKafkaMessage, RDKafkaQueue};
+
+use super::context::Consumer;
+use crate::detector::event::{Header, Record};
+use crate::detector::time::Timestamp;
+
+/// What a partition's queue gives.
+#[derive(Debug)]
+pub enum Polled<'a> {
+    Record(Record<'a>),
+    /// The reader stands at the end of what it may see: `offset` is the next to come.
+    End {
+        offset: u64,
+    },
+    Failed(RDKafkaErrorCode),
+}
+
+/// The queue of one partition of one consumer.
+pub struct PartitionQueue {
+    queue: NonNull<RDKafkaQueue>,
+    /// The queue points into the client: it must not outlive it.
+    consumer: Arc<Consumer>,
+}
+
+impl PartitionQueue {
+    /// Cuts the partition's queue off the consumer's; to be called before it is assigned.
+    pub(crate) fn new(consumer: &Arc<Consumer>, topic: &str, partition: u32) -> Self {
+        let name = CString::new(topic).expect("topic names hold no NUL");
+        let index = i32::try_from(partition).expect("Kafka numbers partitions with an i32");
+        // SAFETY: the client lives as long as `consumer`; `name` outlives the call; librdkafka
+        // creates the partition when it does not know it yet and adds a reference for us.
+        let queue = unsafe {
+            let client = consumer.client().native_ptr();
+            bindings::rd_kafka_queue_get_partition(client, name.as_ptr(), index)
+        };
+        let queue = NonNull::new(queue).expect("a subscribed topic has a queue per partition");
+        // SAFETY: `queue` is live; a null destination stops the forwarding to the main queue, and
+        // marks it as the application's wish, so that `assign` leaves it alone.
+        unsafe { bindings::rd_kafka_queue_forward(queue.as_ptr(), ptr::null_mut()) };
+        Self { queue, consumer: Arc::clone(consumer) }
+    }
+
+    /// The end of the partition as of the last fetch; `None` before the first.
+    pub(crate) fn end(&self, topic: &str, partition: u32) -> Option<u64> {
+        let name = CString::new(topic).ok()?;
+        let index = i32::try_from(partition).ok()?;
+        let (mut low, mut high) = (-1, -1);
+        // SAFETY: the client lives as long as `consumer`; name and results outlive the call, which
+        // only copies what the client has in memory.
+        let code = unsafe {
+            bindings::rd_kafka_get_watermark_offsets(
+                self.consumer.client().native_ptr(),
+                name.as_ptr(),
+                index,
+                &raw mut low,
+                &raw mut high,
+            )
+        };
+        let known = RDKafkaErrorCode::from(code) == RDKafkaErrorCode::NoError;
+        u64::try_from(high).ok().filter(|_| known)
+    }
+}
+
+impl Drop for PartitionQueue {
+    fn drop(&mut self) {
+        // SAFETY: the reference taken in `new`, given back once; the client is still alive.
+        unsafe { bindings::rd_kafka_queue_destroy(self.queue.as_ptr()) };
+    }
+}
+
+/// One message, destroyed when it goes out of scope.
+struct Message(NonNull<RDKafkaMessage>);
+
+impl Message {
+    /// Its key, value and headers point into librdkafka's buffers and live as long as `self`.
+    fn read<'a>(&'a self, headers: &'a [Header<'a>]) -> Polled<'a> {
+        // SAFETY: a message from the queue is valid until it is destroyed, which is our drop.
+        let raw = unsafe { self.0.as_ref() };
+        let code = RDKafkaErrorCode::from(raw.err);
+        if code == RDKafkaErrorCode::PartitionEOF {
+            return Polled::End { offset: offset(raw.offset) };
+        }
+        if code != RDKafkaErrorCode::NoError {
+            return Polled::Failed(code);
+        }
+        Polled::Record(Record {
+            offset: offset(raw.offset),
+            timestamp: self.timestamp(),
+            // SAFETY: pointer and length describe one buffer of the message, or null for none.
+            key: unsafe { bytes(raw.key.cast(), raw.key_len) },
+            // SAFETY: as above.
+            value: unsafe { bytes(raw.payload.cast(), raw.len) },
+            headers,
+        })
+    }
+
+    fn timestamp(&self) -> Option<Timestamp> {
+        let mut kind = bindings::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
+        // SAFETY: the message is valid and `kind` outlives the call.
+        let milliseconds =
+            unsafe { bindings::rd_kafka_message_timestamp(self.0.as_ptr(), &raw mut kind) };
+        // -1: the record has none
+        u64::try_from(milliseconds).ok()?.checked_mul(1_000_000).map(Timestamp)
+    }
+
+    /// Empty for most records: then nothing is allocated.
+    fn headers(&self) -> Vec<Header<'_>> {
+        let mut headers = Vec::new();
+        let mut list = ptr::null_mut();
+        // SAFETY: the message is valid; the list it gives belongs to it and lives as long. Errors
+        // (never fetched) have none and say so.
+        let code = unsafe { bindings::rd_kafka_message_headers(self.0.as_ptr(), &raw mut list) };
+        if RDKafkaErrorCode::from(code) != RDKafkaErrorCode::NoError {
+            return headers;
+        }
+        for index in 0.. {
+            let (mut name, mut value, mut length) = (ptr::null(), ptr::null(), 0);
+            // SAFETY: the list is live, the three results outlive the call.
+            let code = unsafe {
+                bindings::rd_kafka_header_get_all(
+                    list,
+                    index,
+                    &raw mut name,
+                    &raw mut value,
+                    &raw mut length,
+                )
+            };
+            if RDKafkaErrorCode::from(code) != RDKafkaErrorCode::NoError {
+                break;
+            }
+            // SAFETY: librdkafka ends names with a NUL; they live as long as the list.
+            let name = unsafe { CStr::from_ptr(name) };
+            headers.push(Header {
+                // Kafka's own names are UTF-8; one that is not cannot be any we look for
+                name: name.to_str().unwrap_or("\u{fffd}"),
+                // SAFETY: pointer and length describe one value of the list, or null for none.
+                value: unsafe { bytes(value.cast(), length) },
+            });
+        }
+        headers
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        // SAFETY: we own the message, and its borrows end before its owner does.
+        unsafe { bindings::rd_kafka_message_destroy(self.0.as_ptr()) };
+    }
+}
+
+/// Room for one batch, used again and again.
+pub struct Batch {
+    messages: Vec<*mut RDKafkaMessage>,
+    /// Messages not yet handed out, at the end of the first `filled`.
+    taken: usize,
+    filled: usize,
+}
+
+impl Batch {
+    pub fn new(capacity: usize) -> Self {
+        Self { messages: vec![ptr::null_mut(); capacity], taken: 0, filled: 0 }
+    }
+
+    /// Takes what waits in the queue, or what comes within `timeout`; says whether there may be
+    /// more. What was left of the batch before is destroyed.
+    pub fn fill(&mut self, queue: &PartitionQueue, timeout: Duration) -> bool {
+        self.clear();
+        let milliseconds = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the queue is live and the buffer has room for as many pointers as we say.
+        let count = unsafe {
+            bindings::rd_kafka_consume_batch_queue(
+                queue.queue.as_ptr(),
+                milliseconds,
+                self.messages.as_mut_ptr(),
+                self.messages.len(),
+            )
+        };
+        self.filled = usize::try_from(count).unwrap_or(0);
+        self.filled == self.messages.len()
+    }
+
+    /// Hands out what was taken, in order, each destroyed as soon as `each` is done with it (its
+    /// lines are still in the cache then). After an error the rest stays and is destroyed by the
+    /// next `fill`.
+    pub fn drain<E>(&mut self, mut each: impl FnMut(Polled<'_>) -> Result<(), E>) -> Result<(), E> {
+        while let Some(message) = self.next() {
+            let headers = message.headers();
+            each(message.read(&headers))?;
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Option<Message> {
+        if self.taken == self.filled {
+            return None;
+        }
+        let message = self.messages[self.taken];
+        self.taken += 1;
+        Some(Message(NonNull::new(message).expect("librdkafka fills what it counts")))
+    }
+
+    fn clear(&mut self) {
+        while let Some(message) = self.next() {
+            drop(message);
+        }
+        (self.taken, self.filled) = (0, 0);
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn offset(raw: i64) -> u64 {
+    u64::try_from(raw).expect("what was fetched has an offset")
+}
+
+/// A buffer of a message; `None` where Kafka has null.
+///
+/// # Safety
+/// `data` is null or points to `length` bytes that outlive `'a`.
+unsafe fn bytes<'a>(data: *const u8, length: usize) -> Option<&'a [u8]> {
+    if data.is_null() {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    Some(unsafe { std::slice::from_raw_parts(data, length) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::time::Instant;
+
+    use rdkafka::message::OwnedHeaders;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+    use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::kafka::client;
+
+    type Owned =
+        (u64, Option<u64>, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, Option<Vec<u8>>)>);
+
+    fn owned(record: &Record<'_>) -> Owned {
+        let headers = record.headers.iter();
+        (
+            record.offset,
+            record.timestamp.map(|timestamp| timestamp.0),
+            record.key.map(<[u8]>::to_vec),
+            record.value.map(<[u8]>::to_vec),
+            headers.map(|h| (h.name.to_owned(), h.value.map(<[u8]>::to_vec))).collect(),
+        )
+    }
+
+    #[test]
+    fn a_batch_gives_exact_bytes_headers_timestamps_and_tombstones_then_the_end() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("t", 2, 1).expect("a topic");
+        let servers = cluster.bootstrap_servers();
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", &servers).create().expect("a producer");
+        let header = |key, value| rdkafka::message::Header { key, value };
+        let to = || BaseRecord::<[u8], [u8]>::to("t").partition(1).timestamp(1_700_000_000_123);
+        let headers = OwnedHeaders::new()
+            .insert(header("ce_id", Some("7")))
+            .insert(header("empty", Some("")))
+            .insert(header("ce_id", None));
+        let records = [
+            to().key(b"k\0\xff").payload(b"\0\x01\xfe").headers(headers),
+            to().key(b"gone"),
+            to().payload(b""),
+            to(),
+        ];
+        for record in records {
+            producer.send(record).map_err(|(error, _)| error).expect("a record is queued");
+        }
+        producer.flush(Duration::from_secs(20)).expect("records are written");
+
+        let text = format!("[kafka]\nbootstrap_servers = {servers:?}");
+        let config = Config::from_text("test", &text).expect("a valid configuration");
+        let consumer = Arc::new(client::reader(&config.kafka, "test").expect("a consumer"));
+        let queue = PartitionQueue::new(&consumer, "t", 1);
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset("t", 1, Offset::Beginning).expect("a partition");
+        consumer.assign(&assignment).expect("an assignment");
+
+        // smaller than what waits: one batch must not lose what the next one gives
+        let mut batch = Batch::new(3);
+        let (mut found, mut end) = (Vec::new(), None);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while end.is_none() && Instant::now() < deadline {
+            batch.fill(&queue, Duration::from_millis(100));
+            let each = |polled: Polled<'_>| -> Result<(), Infallible> {
+                match polled {
+                    Polled::Record(record) => found.push(owned(&record)),
+                    Polled::End { offset } => end = Some(offset),
+                    Polled::Failed(code) => panic!("{code}"),
+                }
+                Ok(())
+            };
+            batch.drain(each).expect("infallible");
+        }
+        let at = Some(1_700_000_000_123_000_000);
+        let bytes = |bytes: &[u8]| Some(bytes.to_vec());
+        let headers = vec![
+            ("ce_id".to_owned(), bytes(b"7")),
+            ("empty".to_owned(), bytes(b"")),
+            ("ce_id".to_owned(), None),
+        ];
+        assert_eq!(found[0], (0, at, bytes(b"k\0\xff"), bytes(b"\0\x01\xfe"), headers));
+        assert_eq!(found[1], (1, at, bytes(b"gone"), None, vec![]));
+        assert_eq!(found[2], (2, at, None, bytes(b""), vec![]));
+        assert_eq!(found[3], (3, at, None, None, vec![]));
+        assert_eq!((found.len(), end), (4, Some(4)));
+        assert_eq!(queue.end("t", 1), Some(4));
+    }
+
+    #[test]
+    fn what_is_left_after_an_error_is_destroyed_with_the_batch() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("t", 1, 1).expect("a topic");
+        let servers = cluster.bootstrap_servers();
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", &servers).create().expect("a producer");
+        for _ in 0..10 {
+            let record = BaseRecord::<[u8], [u8]>::to("t").payload(b"v");
+            producer.send(record).map_err(|(error, _)| error).expect("a record is queued");
+        }
+        producer.flush(Duration::from_secs(20)).expect("records are written");
+        let text = format!("[kafka]\nbootstrap_servers = {servers:?}");
+        let config = Config::from_text("test", &text).expect("a valid configuration");
+        let consumer = Arc::new(client::reader(&config.kafka, "test").expect("a consumer"));
+        let queue = PartitionQueue::new(&consumer, "t", 0);
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset("t", 0, Offset::Beginning).expect("a partition");
+        consumer.assign(&assignment).expect("an assignment");
+        let mut batch = Batch::new(10);
+        assert!(batch.fill(&queue, Duration::from_secs(20)), "ten records fill the batch");
+        let mut seen = 0;
+        let result = batch.drain(|_| {
+            seen += 1;
+            if seen == 4 { Err("stop") } else { Ok(()) }
+        });
+        assert_eq!((result, seen), (Err("stop"), 4));
+        drop(batch);
+        // the client ends although messages were never handed out: none is held any more
+        drop(queue);
+        drop(consumer);
+    }
+}

@@ -1,0 +1,288 @@
+//! The account directory: one reader for the process, one shared table, every worker told in order.
+//!
+//! The directory is an input of the tasks, not a lookup: the reader numbers every record, puts it
+//! into the table and hands it to every worker through a bounded channel. A task that starts takes
+//! from the table all records up to the last number its worker has taken from the channel, so that
+//! each record reaches each task exactly once and an account's records come in the order read.
+//!
+//! The table keeps a bounded history per account: an entry has effect only at its time, so the one
+//! in force may not be the last. The reader also counts the usage partitions now and then, the other
+//! thing that the whole process wants to know. Records that cannot be decoded leave the earlier entry in place.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::batch::{Batch, PartitionQueue, Polled};
+use super::client;
+use super::context::Consumer;
+use super::restore::{ends, index};
+use super::task::{Shared, Trouble};
+use super::topology;
+use crate::detector::decode::decode_account;
+use crate::detector::directory::AccountRecord;
+use crate::detector::event::Record;
+use crate::error::Fatal;
+use crate::geoip::GeoIp;
+use crate::http::health::Health;
+use crate::metrics;
+
+/// Entries kept per account. Compaction leaves one or a few; more within one process's life means
+/// an account that changes all the time, whose oldest entries have long been superseded.
+const HISTORY: usize = 16;
+
+/// Records that may wait for a busy worker before the reader waits for it.
+pub(crate) const WAITING: usize = 65_536;
+
+/// Between two looks at how many partitions usage has.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// A directory record and its number in the order read.
+#[derive(Debug, Clone)]
+pub(crate) struct Numbered {
+    pub(crate) number: u64,
+    pub(crate) record: AccountRecord,
+}
+
+/// What a worker's channel carries.
+#[derive(Debug, Clone)]
+pub(crate) enum Told {
+    /// The directory was read to its end: all up to this number is in the table.
+    Read {
+        through: u64,
+    },
+    Record(Arc<Numbered>),
+}
+
+/// The table that all workers read and the reader alone writes.
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    accounts: DashMap<String, Vec<Arc<Numbered>>>,
+}
+
+impl Directory {
+    /// Every kept record numbered up to `through`; an account's in the order read.
+    pub(crate) fn each(&self, through: u64, mut tell: impl FnMut(&AccountRecord)) {
+        for account in &self.accounts {
+            for numbered in account.value() {
+                if numbered.number <= through {
+                    tell(&numbered.record);
+                }
+            }
+        }
+    }
+
+    fn add(&self, numbered: &Arc<Numbered>) {
+        let mut history = self.accounts.entry(numbered.record.account_id.clone()).or_default();
+        if history.len() == HISTORY {
+            history.remove(0);
+        }
+        history.push(Arc::clone(numbered));
+    }
+
+    fn len(&self) -> usize {
+        self.accounts.len()
+    }
+}
+
+/// The thread that reads the topic.
+pub(crate) struct Reader {
+    shared: Arc<Shared>,
+    directory: Arc<Directory>,
+    workers: Vec<SyncSender<Told>>,
+    health: Arc<Health>,
+    stop: Arc<AtomicBool>,
+    geoip: Option<GeoIp>,
+    /// Of the last record read; numbers start at 1.
+    number: u64,
+}
+
+impl Reader {
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        directory: &Arc<Directory>,
+        workers: Vec<SyncSender<Told>>,
+        health: &Arc<Health>,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Self, Fatal> {
+        Ok(Self {
+            shared: Arc::clone(shared),
+            directory: Arc::clone(directory),
+            workers,
+            health: Arc::clone(health),
+            stop: Arc::clone(stop),
+            geoip: shared.config.geoip.as_deref().map(GeoIp::open).transpose()?,
+            number: 0,
+        })
+    }
+
+    /// Reads to the end, says so, and goes on until the process stops.
+    pub(crate) fn run(mut self) -> Result<(), Fatal> {
+        let config = Arc::clone(&self.shared.config);
+        let topic = config.topics.accounts.clone();
+        let prober = client::prober(&config.kafka)?;
+        let consumer = Arc::new(client::reader(&config.kafka, "directory")?);
+        let mut partitions = open(&prober, &consumer, &topic)?;
+        let mut batch = Batch::new(client::BATCH);
+        let began = Instant::now();
+        let mut looked = began;
+        let mut complete = false;
+        while !self.stop.load(Ordering::Acquire) {
+            let mut idle = true;
+            for partition in &mut partitions {
+                batch.fill(&partition.queue, Duration::ZERO);
+                batch.drain(|polled| -> Result<(), Fatal> {
+                    match polled {
+                        Polled::Record(record) => {
+                            idle = false;
+                            self.take(&record, complete);
+                        }
+                        Polled::End { offset } => {
+                            partition.at_end |= offset >= partition.mark;
+                        }
+                        Polled::Failed(code) => {
+                            tracing::warn!(topic, %code, "directory fetch failed");
+                        }
+                    }
+                    Ok(())
+                })?;
+            }
+            if !complete && partitions.iter().all(|partition| partition.at_end) {
+                complete = true;
+                self.complete(began.elapsed());
+            }
+            if looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                self.count_usage_partitions(&prober);
+            }
+            if idle {
+                // events, and the pause when nothing comes
+                drop(consumer.poll(Duration::from_millis(10)));
+            }
+        }
+        Ok(())
+    }
+
+    /// METER names in its records how many usage partitions there are.
+    fn count_usage_partitions(&self, prober: &Consumer) {
+        match topology::partitions(prober, &self.shared.config.topics.usage) {
+            Ok(Some(partitions)) => self.shared.saw_usage_partitions(partitions),
+            Ok(None) => tracing::warn!("the usage topic is not there"),
+            Err(error) => tracing::warn!(%error, "counting usage partitions"),
+        }
+    }
+
+    fn complete(&self, took: Duration) {
+        let (accounts, milliseconds) = (self.directory.len(), took.as_millis());
+        tracing::info!(accounts, milliseconds, "account directory read");
+        metrics::directory_read(accounts);
+        for worker in &self.workers {
+            // a worker that is gone has said why
+            worker.send(Told::Read { through: self.number }).unwrap_or_default();
+        }
+        self.health.directory_read();
+    }
+
+    fn take(&mut self, record: &Record<'_>, complete: bool) {
+        let mut account = match decode_account(record.key, record.value) {
+            Ok(account) => account,
+            Err(invalid) => {
+                metrics::directory_invalid();
+                tracing::warn!(
+                    offset = record.offset,
+                    reason = invalid.reason.name(),
+                    detail = invalid.detail,
+                    "unreadable account record: the earlier entry stays"
+                );
+                return;
+            }
+        };
+        if let Some(geoip) = &self.geoip {
+            geoip.locate(&mut account);
+        }
+        self.number += 1;
+        let numbered = Arc::new(Numbered { number: self.number, record: account });
+        self.directory.add(&numbered);
+        if complete {
+            metrics::directory_read(self.directory.len());
+            for worker in &self.workers {
+                worker.send(Told::Record(Arc::clone(&numbered))).unwrap_or_default();
+            }
+        }
+    }
+}
+
+struct Partition {
+    queue: PartitionQueue,
+    /// The end when reading began.
+    mark: u64,
+    at_end: bool,
+}
+
+fn open(prober: &Consumer, consumer: &Arc<Consumer>, topic: &str) -> Result<Vec<Partition>, Fatal> {
+    let failed = |detail: &dyn std::fmt::Display| {
+        Fatal::Broker(format!("reading the account directory {topic:?}: {detail}"))
+    };
+    let count = topology::partitions(prober, topic)?.ok_or_else(|| failed(&"topic is missing"))?;
+    let mut assignment = TopicPartitionList::new();
+    let mut partitions = Vec::new();
+    for number in 0..count {
+        let (low, mark) = ends(prober, topic, number).map_err(|trouble| match trouble {
+            Trouble::Fatal(fatal) => fatal,
+            Trouble::Passing(detail) | Trouble::Aborted { detail, .. } => failed(&detail),
+        })?;
+        let queue = PartitionQueue::new(consumer, topic, number);
+        assignment
+            .add_partition_offset(topic, index(number), Offset::Beginning)
+            .map_err(|error| failed(&error))?;
+        partitions.push(Partition { queue, mark, at_end: low == mark });
+    }
+    consumer.assign(&assignment).map_err(|error| failed(&error))?;
+    Ok(partitions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detector::directory::Entry;
+    use crate::detector::time::Timestamp;
+
+    fn record(number: u64, account: &str) -> Arc<Numbered> {
+        let entry = Entry { updated: Timestamp(number), ..Entry::default() };
+        let record = AccountRecord { account_id: account.to_owned(), entry: Some(entry) };
+        Arc::new(Numbered { number, record })
+    }
+
+    fn told(directory: &Directory, through: u64) -> Vec<u64> {
+        let mut told = Vec::new();
+        directory.each(through, |record| {
+            told.push(record.entry.as_ref().expect("an entry").updated.0);
+        });
+        told
+    }
+
+    #[test]
+    fn a_new_task_is_told_what_its_worker_has_taken_and_nothing_beyond() {
+        let directory = Directory::default();
+        for number in 1..=5 {
+            directory.add(&record(number, "a"));
+        }
+        assert_eq!(told(&directory, 3), [1, 2, 3]);
+        assert_eq!(told(&directory, 9), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn the_history_of_an_account_is_bounded_and_keeps_the_latest() {
+        let directory = Directory::default();
+        for number in 1..=(HISTORY as u64 + 4) {
+            directory.add(&record(number, "a"));
+        }
+        let kept = told(&directory, u64::MAX);
+        assert_eq!(kept, (5..=(HISTORY as u64 + 4)).collect::<Vec<_>>());
+    }
+}

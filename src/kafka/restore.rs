@@ -1,0 +1,287 @@
+//! From committed positions and changelogs to tasks that may run.
+//!
+//! The order is the proof. First the group's *stable* committed positions: the broker withholds
+//! them while a transaction that moves them is undecided, so whatever the last owner managed to
+//! commit is decided now. Then, and only then, the end of each changelog as `read_uncommitted`:
+//! all that belongs to those positions lies before it. Then the changelog is read as
+//! `read_committed` until its end is reported at or beyond that mark. Ending at the last stable
+//! offset instead would lose a commit whenever another transaction is open below it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::batch::{Batch, PartitionQueue, Polled};
+use super::client;
+use super::context::{Consumer, TopicPartition};
+use super::task::{Shared, Task, Trouble};
+use super::topology::code;
+use crate::error::Fatal;
+use crate::metrics::{self, Stage};
+
+/// Longer than an undecided transaction can last.
+const STABLE: Duration =
+    Duration::from_secs(client::TRANSACTION_TIMEOUT.as_secs() + client::SESSION_TIMEOUT.as_secs());
+
+/// How long one request for an end of a log may take.
+const ASK: Duration = Duration::from_secs(10);
+
+/// Sets every task's start from the group's committed positions; the first start is the
+/// beginning. Refuses to go on when retention removed what a position needs.
+pub(crate) fn position(
+    tasks: &mut [Task],
+    consumer: &Consumer,
+    prober: &Consumer,
+    accept_gap: bool,
+) -> Result<(), Trouble> {
+    let mut wanted = TopicPartitionList::with_capacity(tasks.len());
+    for task in &*tasks {
+        wanted.add_partition(&task.topic, index(task.partition));
+    }
+    let committed = consumer
+        .committed_offsets(wanted, STABLE)
+        .map_err(|error| Trouble::Passing(format!("fetching committed positions: {error}")))?;
+    for task in tasks {
+        let found = committed
+            .find_partition(&task.topic, index(task.partition))
+            .expect("the answer has what was asked for");
+        found
+            .error()
+            .map_err(|error| Trouble::Passing(format!("fetching committed positions: {error}")))?;
+        let (low, high) = ends(prober, &task.topic, task.partition)?;
+        let committed = match found.offset() {
+            Offset::Offset(offset) => Some(unsigned(offset)),
+            Offset::Beginning
+            | Offset::End
+            | Offset::Stored
+            | Offset::Invalid
+            | Offset::OffsetTail(_) => None,
+        };
+        let start = start(task, committed, (low, high), accept_gap)?;
+        task.run(start, committed);
+    }
+    Ok(())
+}
+
+fn start(
+    task: &Task,
+    committed: Option<u64>,
+    (low, high): (u64, u64),
+    accept_gap: bool,
+) -> Result<u64, Fatal> {
+    let Task { topic, partition, .. } = task;
+    let Some(committed) = committed else { return Ok(low) };
+    if committed > high {
+        return Err(Fatal::Broker(format!(
+            "topic {topic:?}, partition {partition}: committed position {committed} lies beyond \
+             its end {high}; was the topic made again, or did the broker lose records? restore \
+             it, or reset the group and delete the state topics to start over"
+        )));
+    }
+    if committed >= low {
+        return Ok(committed);
+    }
+    let gap = low - committed;
+    if !accept_gap {
+        return Err(Fatal::State(format!(
+            "topic {topic:?}, partition {partition}: retention removed offsets {committed} to \
+             {low} before they were read ({gap} records): restore them, or start with \
+             --accept-gap to go on without them"
+        )));
+    }
+    tracing::warn!(topic, partition, gap, "going on without records that retention removed");
+    metrics::gap_accepted(task.stage, gap);
+    Ok(low)
+}
+
+/// One changelog partition on its way to its end.
+struct Reading {
+    /// The tasks it restores: more than one METER once usage has grown.
+    tasks: Vec<usize>,
+    changelog: TopicPartition,
+    queue: PartitionQueue,
+    low: u64,
+    mark: u64,
+    /// The next offset that has not been read.
+    reached: u64,
+    records: u64,
+}
+
+/// Restores every task from its changelog. `interrupted` is asked between batches: a rebalance
+/// makes the rest pointless.
+pub(crate) fn restore(
+    tasks: &mut [Task],
+    shared: &Shared,
+    prober: &Consumer,
+    mut interrupted: impl FnMut(u32) -> bool,
+) -> Result<Restored, Trouble> {
+    let began = Instant::now();
+    let mut readings = open(tasks, shared, prober)?;
+    let mut batch = Batch::new(client::BATCH);
+    let mut reported = began;
+    while !readings.is_empty() {
+        if interrupted(u32::try_from(readings.len()).unwrap_or(u32::MAX)) {
+            return Ok(Restored::Interrupted);
+        }
+        let mut still = Vec::with_capacity(readings.len());
+        for mut reading in readings {
+            if advance(&mut reading, tasks, &mut batch, began)? {
+                finish(&reading, tasks, shared, began)?;
+            } else {
+                still.push(reading);
+            }
+        }
+        readings = still;
+        if reported.elapsed() >= Duration::from_secs(5) {
+            reported = Instant::now();
+            let remaining: u64 = readings.iter().map(|r| r.mark.saturating_sub(r.reached)).sum();
+            tracing::info!(tasks = readings.len(), offsets = remaining, "still restoring");
+        }
+    }
+    Ok(Restored::Complete)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Restored {
+    Complete,
+    Interrupted,
+}
+
+/// Takes the marks and starts reading all changelogs at once.
+fn open(tasks: &mut [Task], shared: &Shared, prober: &Consumer) -> Result<Vec<Reading>, Trouble> {
+    let reader = Arc::new(client::reader(&shared.config.kafka, "restore")?);
+    let mut readings: Vec<Reading> = Vec::new();
+    let mut assignment = TopicPartitionList::new();
+    for (number, task) in tasks.iter_mut().enumerate() {
+        let changelog = task.changelog(shared);
+        if let Some(shared) = readings.iter_mut().find(|reading| reading.changelog == changelog) {
+            shared.tasks.push(number);
+            continue;
+        }
+        let (low, mark) = ends(prober, &changelog.topic, changelog.partition)?;
+        if low == mark {
+            task.series.restored(Duration::ZERO);
+            continue;
+        }
+        let queue = PartitionQueue::new(&reader, &changelog.topic, changelog.partition);
+        assignment
+            .add_partition_offset(&changelog.topic, index(changelog.partition), Offset::Beginning)
+            .map_err(|error| Fatal::Internal(format!("assigning a changelog: {error}")))?;
+        let tasks = vec![number];
+        readings.push(Reading { tasks, changelog, queue, low, mark, reached: low, records: 0 });
+    }
+    reader
+        .assign(&assignment)
+        .map_err(|error| Trouble::Passing(format!("assigning changelogs: {error}")))?;
+    Ok(readings)
+}
+
+/// Applies one batch; true when the end was reported at or beyond the mark.
+fn advance(
+    reading: &mut Reading,
+    tasks: &mut [Task],
+    batch: &mut Batch,
+    began: Instant,
+) -> Result<bool, Trouble> {
+    batch.fill(&reading.queue, Duration::from_millis(5));
+    let mut complete = false;
+    let mut bytes = 0_u64;
+    let Reading { tasks: restored, changelog, low, mark, reached, records, .. } = reading;
+    let TopicPartition { topic, partition } = &*changelog;
+    let unreadable = |detail: &dyn std::fmt::Display| {
+        Trouble::Fatal(Fatal::State(format!(
+            "changelog {topic:?}, partition {partition}: {detail}"
+        )))
+    };
+    batch.drain(|polled| {
+        match polled {
+            Polled::Record(record) => {
+                let key = record.key.ok_or_else(|| unreadable(&"a record without a key"))?;
+                for &number in &*restored {
+                    let stage = tasks[number].machine.as_stage();
+                    stage.restore(key, record.value).map_err(|error| unreadable(&error))?;
+                }
+                *reached = record.offset + 1;
+                *records += 1;
+                bytes += length(Some(key)) + length(record.value);
+            }
+            Polled::End { offset } => {
+                *reached = offset.max(*reached);
+                complete = offset >= *mark;
+            }
+            Polled::Failed(RDKafkaErrorCode::AutoOffsetReset) => {
+                return Err(Trouble::Passing(format!("changelog {topic:?} moved while read")));
+            }
+            Polled::Failed(code) => {
+                tracing::warn!(topic, partition, %code, "changelog fetch failed");
+            }
+        }
+        Ok(())
+    })?;
+    let first = restored[0];
+    metrics::restore_read(tasks[first].stage, bytes);
+    for &number in &*restored {
+        tasks[number].series.restoring(*reached - *low, *mark - *low, began.elapsed());
+    }
+    Ok(complete)
+}
+
+fn finish(
+    reading: &Reading,
+    tasks: &mut [Task],
+    shared: &Shared,
+    began: Instant,
+) -> Result<(), Fatal> {
+    let took = began.elapsed();
+    for &number in &reading.tasks {
+        let task = &tasks[number];
+        task.series.restored(took);
+        tracing::info!(
+            stage = task.stage.name(),
+            partition = task.partition,
+            records = reading.records,
+            milliseconds = took.as_millis(),
+            "task restored"
+        );
+        // a changelog that several partitions share may hold the others' state alone
+        let exclusive = task.stage != Stage::Meter || shared.usage_partitions() == shared.tasks;
+        if exclusive && reading.records > 0 && !task.has_committed() {
+            return Err(Fatal::State(format!(
+                "group {:?} has no position in topic {:?}, partition {}, but changelog {:?} holds \
+                 its state, so everything would be counted again: the group was deleted, reset, or \
+                 idle beyond offsets.retention.minutes; set its offsets back, or delete the state \
+                 topics to start over",
+                shared.config.kafka.group_id, task.topic, task.partition, reading.changelog.topic,
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Low and high watermark as `read_uncommitted`.
+pub(crate) fn ends(prober: &Consumer, topic: &str, partition: u32) -> Result<(u64, u64), Trouble> {
+    let (low, high) = prober.fetch_watermarks(topic, index(partition), ASK).map_err(|error| {
+        let text = format!("asking for the end of {topic:?}, partition {partition}: {error}");
+        if code(&error) == RDKafkaErrorCode::TopicAuthorizationFailed {
+            Trouble::Fatal(Fatal::Broker(text))
+        } else {
+            Trouble::Passing(text)
+        }
+    })?;
+    Ok((unsigned(low), unsigned(high)))
+}
+
+pub(crate) fn index(partition: u32) -> i32 {
+    i32::try_from(partition).expect("Kafka numbers partitions with an i32")
+}
+
+fn unsigned(offset: i64) -> u64 {
+    u64::try_from(offset).expect("offsets of a log are not negative")
+}
+
+fn length(bytes: Option<&[u8]>) -> u64 {
+    bytes.map_or(0, |bytes| bytes.len() as u64)
+}

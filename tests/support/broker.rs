@@ -1,0 +1,249 @@
+//! A real Kafka for the tests of one binary: started once on free loopback ports, ended with it.
+
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Headers as _, Message as _};
+use rdkafka::{Offset, TopicPartitionList};
+
+/// A broker takes a few seconds; the machine may be busy with other tests.
+const START: Duration = Duration::from_secs(120);
+
+const CALL: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(crate) struct Broker {
+    pub(crate) address: String,
+    /// Holds the pipe whose end ends the broker.
+    script: Child,
+}
+
+/// A record as read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Broker {
+    /// The broker that all tests of this binary share.
+    pub(crate) fn shared() -> &'static Self {
+        static BROKER: OnceLock<Broker> = OnceLock::new();
+        BROKER.get_or_init(Self::start)
+    }
+
+    fn start() -> Self {
+        let (port, controller) = (free_port(), free_port());
+        let log = tempfile::tempfile().expect("a log file");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let script = Command::new(root.join("tests/support/kafka/start.sh"))
+            .env("PORT", port.to_string())
+            .env("CONTROLLER_PORT", controller.to_string())
+            .env("UNTIL_EOF", "1")
+            .env_remove("DATA")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log.try_clone().expect("a second handle"))
+            .spawn()
+            .expect("start.sh runs");
+        let mut broker = Self { address: format!("127.0.0.1:{port}"), script };
+        let deadline = Instant::now() + START;
+        while let Err(error) = broker.answer() {
+            let ended = broker.script.try_wait().expect("a child can be asked");
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "no broker: {error}, {ended:?}\n{}",
+                text(log)
+            );
+        }
+        broker
+    }
+
+    fn answer(&self) -> Result<(), KafkaError> {
+        let client: BaseConsumer = self.client().create()?;
+        client.fetch_metadata(None, Duration::from_secs(1)).map(drop)
+    }
+
+    pub(crate) fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.address).set("log_level", "2");
+        config
+    }
+
+    pub(crate) fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.client().create().expect("an administrative client")
+    }
+
+    pub(crate) fn create_topic(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
+        let admin = self.admin();
+        let made = wait_for(admin.create_topics([&topic], &AdminOptions::new()));
+        for result in made.expect("topics can be made") {
+            result.expect("the topic is made");
+        }
+        self.await_partitions(name, partitions);
+    }
+
+    fn await_partitions(&self, name: &str, partitions: i32) {
+        let client: BaseConsumer = self.client().create().expect("a client");
+        let deadline = Instant::now() + CALL;
+        loop {
+            let metadata = client.fetch_metadata(Some(name), CALL).expect("metadata");
+            let found = metadata.topics().first().is_some_and(|topic| {
+                topic.error().is_none()
+                    && topic.partitions().len() == usize::try_from(partitions).unwrap_or(0)
+            });
+            if found {
+                return;
+            }
+            assert!(Instant::now() < deadline, "topic {name} does not appear");
+        }
+    }
+
+    pub(crate) fn delete_topic(&self, name: &str) {
+        let admin = self.admin();
+        let gone = wait_for(admin.delete_topics(&[name], &AdminOptions::new()));
+        for result in gone.expect("topics can be deleted") {
+            result.expect("the topic is deleted");
+        }
+    }
+
+    /// Removes what lies before `offset`, as retention would.
+    pub(crate) fn truncate(&self, topic: &str, partition: i32, offset: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("a partition");
+        let admin = self.admin();
+        wait_for(admin.delete_records(&list, &AdminOptions::new())).expect("records can go");
+    }
+
+    /// Forgets a group's positions, as the broker does with a group that was long away.
+    pub(crate) fn forget_group(&self, group: &str) {
+        let admin = self.admin();
+        let deadline = Instant::now() + CALL;
+        loop {
+            let gone = wait_for(admin.delete_groups(&[group], &AdminOptions::new()));
+            let gone = gone.expect("groups can be deleted");
+            if gone.iter().all(Result::is_ok) {
+                return;
+            }
+            // its last member may still be leaving
+            assert!(Instant::now() < deadline, "group {group}: {gone:?}");
+        }
+    }
+
+    pub(crate) fn add_partitions(&self, topic: &str, count: usize) {
+        let admin = self.admin();
+        let more = NewPartitions::new(topic, count);
+        let made = wait_for(admin.create_partitions([&more], &AdminOptions::new()));
+        for result in made.expect("partitions can be made") {
+            result.expect("the partitions are made");
+        }
+        self.await_partitions(topic, i32::try_from(count).expect("few partitions"));
+    }
+
+    /// The group's committed position in each partition.
+    pub(crate) fn positions(
+        &self,
+        group: &str,
+        topic: &str,
+        partitions: usize,
+    ) -> Vec<Option<i64>> {
+        let consumer: BaseConsumer =
+            self.client().set("group.id", group).create().expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        let last = i32::try_from(partitions).expect("few partitions") - 1;
+        list.add_partition_range(topic, 0, last);
+        let found = consumer.committed_offsets(list, CALL).expect("committed positions");
+        let offset = |offset| if let Offset::Offset(offset) = offset { Some(offset) } else { None };
+        found.elements().iter().map(|element| offset(element.offset())).collect()
+    }
+
+    /// How many members the group has.
+    pub(crate) fn members(&self, group: &str) -> usize {
+        let consumer: BaseConsumer = self.client().create().expect("a consumer");
+        let groups = consumer.fetch_group_list(Some(group), CALL).expect("groups");
+        groups.groups().iter().map(|found| found.members().len()).sum()
+    }
+
+    /// Everything on a topic, partition by partition, as `isolation` shows it now.
+    pub(crate) fn read(&self, topic: &str, isolation: &str) -> Vec<Kept> {
+        let consumer: BaseConsumer = self
+            .client()
+            .set("group.id", "test-reader")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("isolation.level", isolation)
+            .create()
+            .expect("a consumer");
+        let metadata = consumer.fetch_metadata(Some(topic), CALL).expect("metadata");
+        let partitions = metadata.topics()[0].partitions().len();
+        let mut assignment = TopicPartitionList::new();
+        for partition in 0..i32::try_from(partitions).expect("few partitions") {
+            assignment
+                .add_partition_offset(topic, partition, Offset::Beginning)
+                .expect("a partition can be listed");
+        }
+        consumer.assign(&assignment).expect("an assignment");
+        let (mut kept, mut ended) = (Vec::new(), 0);
+        let deadline = Instant::now() + CALL;
+        while ended < partitions {
+            assert!(Instant::now() < deadline, "topic {topic} does not end");
+            match consumer.poll(Duration::from_millis(100)) {
+                None => {}
+                Some(Ok(record)) => kept.push(Kept {
+                    partition: record.partition(),
+                    offset: record.offset(),
+                    key: record.key().map(<[u8]>::to_vec),
+                    value: record.payload().map(<[u8]>::to_vec),
+                    headers: record.headers().map_or_else(Vec::new, |headers| {
+                        headers
+                            .iter()
+                            .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
+                            .collect()
+                    }),
+                }),
+                Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
+                Some(Err(error)) => panic!("reading {topic}: {error}"),
+            }
+        }
+        kept.sort_by_key(|record| (record.partition, record.offset));
+        kept
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        drop(self.script.stdin.take());
+        self.script.wait().expect("the script ends with its input");
+    }
+}
+
+/// Waits for a future of an administrative client, which its own thread completes.
+pub(crate) fn wait_for<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its number").port()
+}
+
+fn text(mut log: std::fs::File) -> String {
+    let mut text = String::new();
+    log.seek(SeekFrom::Start(0)).expect("the log can be read");
+    log.read_to_string(&mut text).expect("the log is text");
+    text
+}
