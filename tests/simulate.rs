@@ -4,7 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
+use flopwatch::record_file::RecordFile;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::mocking::MockCluster;
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::Value;
 
 /// (accelerator_ms, flop, flop_allocated) of an account.
@@ -355,4 +361,63 @@ fn validate_fails_when_a_policy_that_must_be_silent_fires() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("policy validate-sustained fired for account/large"), "{error}");
+}
+
+#[test]
+fn kafka_gets_the_same_events_as_files_and_the_directory() {
+    let directory = scratch();
+    let broker = MockCluster::new(1).expect("a mock broker");
+    broker.create_topic("usage", 2, 1).expect("a topic");
+    broker.create_topic("accounts", 1, 1).expect("a topic");
+    let config = format!("[kafka]\nbootstrap_servers = \"{}\"\n", broker.bootstrap_servers());
+    fs::write(directory.path().join("flopwatch.toml"), config).expect("written");
+    let kafka = ["--kafka", "--config", "flopwatch.toml", "--key", "none"];
+    simulate(directory.path(), "2", "usage-%.pb", &kafka);
+
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", broker.bootstrap_servers())
+        .set("group.id", "test")
+        .set("enable.partition.eof", "true")
+        .create()
+        .expect("a consumer");
+    let read = |topic: &str, partition: i32| {
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset(topic, partition, Offset::Beginning).expect("an offset");
+        consumer.assign(&assignment).expect("assigned");
+        let mut values = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            assert!(Instant::now() < deadline, "the end of {topic} does not come");
+            let Some(polled) = consumer.poll(Duration::from_secs(1)) else { continue };
+            match polled {
+                Ok(record) => values.push(record.payload().expect("a value").to_vec()),
+                Err(KafkaError::PartitionEOF(_)) => return values,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    for partition in 0..2_u8 {
+        let path = directory.path().join(format!("usage-{partition}.pb"));
+        let mut file = RecordFile::open(&path).expect("opened");
+        let mut expected = Vec::new();
+        while let Some(record) = file.next().expect("sound") {
+            expected.push(record.value.to_vec());
+        }
+        assert!(read("usage", i32::from(partition)) == expected, "partition {partition}");
+    }
+    let accounts = lines(&directory.path().join("accounts.ndjson")).len();
+    assert_eq!(read("accounts", 0).len(), accounts);
+}
+
+#[test]
+fn a_missing_topic_is_named_with_its_remedy() {
+    let directory = scratch();
+    let broker = MockCluster::new(1).expect("a mock broker");
+    let config = format!("[kafka]\nbootstrap_servers = \"{}\"\n", broker.bootstrap_servers());
+    fs::write(directory.path().join("flopwatch.toml"), config).expect("written");
+    let output =
+        flopwatch(directory.path(), &["simulate", "--kafka", "--config", "flopwatch.toml"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("usage: there is no such topic; `flopwatch topics`"), "{error}");
 }
