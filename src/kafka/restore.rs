@@ -173,9 +173,7 @@ fn open(tasks: &mut [Task], shared: &Shared, prober: &Consumer) -> Result<Vec<Re
             continue;
         }
         let queue = PartitionQueue::new(&reader, &changelog.topic, changelog.partition);
-        assignment
-            .add_partition_offset(&changelog.topic, index(changelog.partition), Offset::Beginning)
-            .map_err(|error| Fatal::Internal(format!("assigning a changelog: {error}")))?;
+        add(&mut assignment, &changelog.topic, changelog.partition, low)?;
         let tasks = vec![number];
         readings.push(Reading { tasks, changelog, queue, low, mark, reached: low, records: 0 });
     }
@@ -284,6 +282,20 @@ pub(crate) fn ends(
             }
         })?;
     Ok((unsigned(low), unsigned(high)))
+}
+
+/// Adds a partition to be read from `start`. A number where `Beginning` would do as well:
+/// librdkafka asks for that before it knows the leader, and asks again half a second later.
+pub(crate) fn add(
+    assignment: &mut TopicPartitionList,
+    topic: &str,
+    partition: u32,
+    start: u64,
+) -> Result<(), Fatal> {
+    let start = i64::try_from(start).expect("Kafka's offsets are i64");
+    assignment
+        .add_partition_offset(topic, index(partition), Offset::Offset(start))
+        .map_err(|error| Fatal::Internal(format!("listing {topic:?}, {partition}: {error}")))
 }
 
 pub(crate) fn index(partition: u32) -> i32 {

@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::{Offset, TopicPartitionList};
 
 use super::batch::Batch;
 use super::client;
 use super::context::{Consumer, ConsumerEvents, RebalanceEvent, TopicPartition};
 use super::directory::{Directory, Told};
-use super::restore::{self, Restored, index};
+use super::restore::{self, Restored};
 use super::task::{Shared, Task, Trouble};
 use super::topology;
 use super::transaction::Publisher;
@@ -280,10 +280,7 @@ impl Worker {
         }
         let mut assignment = TopicPartitionList::with_capacity(tasks.len());
         for task in &tasks {
-            let start = i64::try_from(task.start()).expect("Kafka's offsets are i64");
-            assignment
-                .add_partition_offset(&task.topic, index(task.partition), Offset::Offset(start))
-                .map_err(|error| Fatal::Internal(format!("assigning: {error}")))?;
+            restore::add(&mut assignment, &task.topic, task.partition, task.start())?;
         }
         self.consumer
             .assign(&assignment)
@@ -410,14 +407,7 @@ impl Worker {
             task.seal();
             outputs += task.outbox.outputs.len();
             if let Some(position) = task.due_position() {
-                let offset = i64::try_from(position).expect("Kafka's offsets are i64");
-                positions
-                    .add_partition_offset(
-                        &task.topic,
-                        index(task.partition),
-                        Offset::Offset(offset),
-                    )
-                    .map_err(|error| Fatal::Internal(format!("listing positions: {error}")))?;
+                restore::add(&mut positions, &task.topic, task.partition, position)?;
             }
         }
         if outputs > 0 || positions.count() > 0 {
