@@ -210,6 +210,44 @@ fn a_killed_process_that_comes_back_leaves_no_trace_in_the_outputs() {
     assert_eq!(world.found(&config), expected);
 }
 
+#[test]
+fn a_killed_process_is_replaced_by_the_others() {
+    let name = "replaced";
+    let config = config(name, "test", 1);
+    let world = World::new(31, KeyBy::Event, 4);
+    let expected = world.replayed(&config);
+    world.prepare(&config);
+    let mut doomed = Process::run(name, "doomed", 2);
+    let other = Process::run(name, "other", 1);
+    doomed.await_line("running");
+    world.send(&config, 0, 50);
+    await_progress(name, &config.topics.usage, 1, 0);
+    doomed.signal("KILL");
+    assert_eq!(doomed.end().code(), None);
+    world.send(&config, 50, 100);
+    world.await_outcome(&config, &expected, PATIENCE);
+    other.signal("TERM");
+    assert_eq!(other.end().code(), Some(0));
+    assert_eq!(world.found(&config), expected);
+}
+
+#[test]
+fn a_partition_without_records_is_idle_and_holds_nobody_back() {
+    let name = "idle";
+    let mut world = World::new(37, KeyBy::Account, 2);
+    world.partitions.push(Vec::new());
+    let text = config_text(name, "a", 1, &Broker::shared().address);
+    let text = text + "[time]\nidle_timeout = \"2s\"\n";
+    let config = Config::from_text(name, &text).expect("a valid configuration");
+    let expected = world.replayed(&config);
+    world.prepare(&config);
+    world.send(&config, 0, 100);
+    let member = Member::start(config.clone(), Options::default());
+    world.await_outcome(&config, &expected, PATIENCE);
+    member.stop();
+    assert_eq!(world.found(&config), expected);
+}
+
 /// A transaction of somebody else, left open in every changelog, below commits that follow: the
 /// last stable offset stands still while the end moves on.
 #[test]

@@ -21,7 +21,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::batch::{Batch, PartitionQueue, Polled};
 use super::client;
 use super::context::Consumer;
-use super::restore::{ends, index};
+use super::restore::{ASK, ends, index};
 use super::task::{Shared, Trouble};
 use super::topology;
 use crate::detector::decode::decode_account;
@@ -232,7 +232,7 @@ fn open(prober: &Consumer, consumer: &Arc<Consumer>, topic: &str) -> Result<Vec<
     let mut assignment = TopicPartitionList::new();
     let mut partitions = Vec::new();
     for number in 0..count {
-        let (low, mark) = ends(prober, topic, number).map_err(|trouble| match trouble {
+        let (low, mark) = ends(prober, topic, number, ASK).map_err(|trouble| match trouble {
             Trouble::Fatal(fatal) => fatal,
             Trouble::Passing(detail) | Trouble::Aborted { detail, .. } => failed(&detail),
         })?;
