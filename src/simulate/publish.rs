@@ -97,7 +97,7 @@ impl Publisher {
     }
 
     /// Waits until the broker has everything.
-    pub fn finish(self, topic: &str) -> Result<(), Fatal> {
+    pub fn finish(&self, topic: &str) -> Result<(), Fatal> {
         let sent = self.producer.flush(Duration::from_secs(120));
         sent.map_err(|error| Fatal::Broker(format!("{topic}: not all was written: {error}")))?;
         self.fatal(topic)
