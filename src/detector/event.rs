@@ -176,7 +176,7 @@ impl UsageEvent<'_> {
             return Err(Invalid::new(Reason::EndInFuture, detail));
         }
         if let Some(recorded) = recorded
-            && time > recorded.plus(rules.max_future)
+            && time > recorded.saturating_plus(rules.max_future)
         {
             let detail = format!(
                 "time {time} is later than the record's timestamp {recorded} + time.max_future {}",

@@ -39,6 +39,8 @@ pub struct Group {
     expired: Option<Timestamp>,
     /// The watermark at the last commit.
     committed: Option<Timestamp>,
+    /// Records of our own input that retention removed before they were read.
+    gap: u64,
     align_changed: bool,
     last_judged: Option<Timestamp>,
 }
@@ -69,6 +71,7 @@ impl Group {
             touched: BTreeSet::new(),
             expired: None,
             committed: None,
+            gap: 0,
             align_changed: false,
             last_judged: None,
         }
@@ -82,6 +85,12 @@ impl Group {
     /// The last step taken.
     pub fn watermark(&self) -> Option<Timestamp> {
         self.align.step()
+    }
+
+    /// Retention removed this many records of the input before they were read.
+    pub fn accept_gap(&mut self, records: u64) {
+        self.gap += records;
+        self.align_changed = true;
     }
 
     /// Owners and countries with state.
@@ -162,6 +171,7 @@ impl Stage for Group {
             (StateKey::Align, Some(value)) => {
                 let mut reader = Reader::new(value)?;
                 check_stamp(&self.rules, &mut reader)?;
+                self.gap = reader.number()?;
                 self.align.restore(&mut reader)
             }
             (StateKey::Align, None) => Err(damaged("the alignment")),
@@ -249,12 +259,15 @@ impl Group {
             return;
         }
         let mut alerts = Vec::new();
+        // every ACCOUNT partition has heard of the same METER partitions
+        let gap = self.gap + self.align.gaps().max().unwrap_or_default();
         for (&key, group) in &mut self.groups {
             let mut episodes = std::mem::take(&mut group.sums.episodes);
             let name = self.names.text(key.name);
             let behind = OneGroup { scope: key.scope, name, group, rules: &self.rules };
             let (rules, windows) = (&self.rules, &group.sums.windows);
-            let mut subject = Subject::new(key.scope, at, rules, &self.names, windows, &behind);
+            let mut subject =
+                Subject::new(key.scope, at, rules, &self.names, windows, &behind).with_gap(gap);
             if key.scope == Scope::Owner {
                 subject = subject.with_runs(&group.sums.carry);
             }
@@ -295,6 +308,7 @@ impl Group {
         if std::mem::take(&mut self.align_changed) && outbox.keeps_changes() {
             let mut writer = Writer::default();
             write_stamp(&self.rules, &mut writer);
+            writer.unsigned(self.gap);
             self.align.write(&mut writer);
             let key = StateKey::Align.bytes();
             outbox.push(Output::Change { key, value: Some(writer.finish()) });
@@ -313,7 +327,8 @@ impl GroupState {
             if membership.member {
                 self.members += 1;
             } else {
-                self.members = self.members.checked_sub(1).expect("only members leave");
+                // only members leave, unless retention took the record by which one joined
+                self.members = self.members.saturating_sub(1);
             }
         } else if membership.member {
             let facts =

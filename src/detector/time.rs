@@ -62,12 +62,17 @@ impl Timestamp {
     /// 2000-01-01T00:00:00Z: nothing accepted lies before it.
     pub const EARLIEST: Self = Self(946_684_800 * SECOND_NS);
     /// 2500-01-01T00:00:00Z: nothing accepted lies at or after it, so that adding any configured
-    /// span (at most a century) to an accepted instant cannot overflow.
+    /// span (at most 50 years) to an accepted instant cannot overflow.
     pub const LATEST: Self = Self(16_725_225_600 * SECOND_NS);
 
     /// The instant `span` later.
     pub fn plus(self, span: Span) -> Self {
         Self(self.0.checked_add(span.0).expect("accepted instants leave room for every span"))
+    }
+
+    /// The instant `span` later, or the last there is: for instants that nobody has validated.
+    pub fn saturating_plus(self, span: Span) -> Self {
+        Self(self.0.saturating_add(span.0))
     }
 
     /// The instant `span` earlier, or 0: before every accepted instant either way.
