@@ -416,18 +416,36 @@ fn every_wrong_topic_is_one_line_with_its_remedy() {
 }
 
 #[test]
+fn check_finds_a_topic_with_the_wrong_cleanup_and_says_what_would_be_right() {
+    let broker = Broker::shared();
+    let config = config("checked", "x", 1);
+    topology::create(&config, Some(1)).expect("topics can be made");
+    broker.delete_topic(&config.topics.accounts);
+    broker.create_topic(&config.topics.accounts, 1, &[("retention.ms", "1000")]);
+    let (code, text) = verb("checked", &broker.address, &["check"]);
+    let expected = "error: kafka: topic \"checked.accounts\" has cleanup.policy=delete and \
+                    retention.ms=1000: accounts would be forgotten by age and count as unknown; \
+                    set cleanup.policy=compact\n";
+    assert_eq!((code, text.as_str()), (1, expected));
+}
+
+#[test]
 fn verbs_say_what_is_wrong_with_kafka_in_one_line_and_exit_1() {
     let broker = &Broker::shared().address;
     let (code, text) = verb("absent", broker, &["run"]);
     assert_eq!(code, 1, "{text}");
     assert!(text.lines().count() == 2, "usage and accounts: {text}");
     assert!(text.starts_with("error: kafka: topic \"absent.usage\" is missing"), "{text}");
+    let (code, checked) = verb("absent", broker, &["check"]);
+    assert_eq!((code, checked), (1, text), "check finds what run would");
     let (code, text) = verb("absent", broker, &["topics", "--create"]);
     assert_eq!(code, 1, "{text}");
     let (code, text) = verb("absent", broker, &["topics", "--create", "--partitions", "2"]);
     assert_eq!((code, text.as_str()), (0, ""));
     let (code, text) = verb("absent", broker, &["topics"]);
     assert_eq!((code, text.as_str()), (0, ""));
+    let (code, text) = verb("absent", broker, &["check"]);
+    assert_eq!((code, text.as_str()), (0, ""), "topics are as they should be");
 
     // nothing listens on port 1
     let began = Instant::now();
