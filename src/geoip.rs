@@ -49,7 +49,8 @@ impl GeoIp {
     fn country(&self, address: &str) -> Option<Country> {
         let address: IpAddr = address.trim().parse().ok()?;
         let location: Location = self.0.lookup(address).ok()?.decode().ok()??;
-        let code = location.country.and_then(|country| country.iso_code).or(location.country_code)?;
+        let code =
+            location.country.and_then(|country| country.iso_code).or(location.country_code)?;
         Country::parse(&code)
     }
 }

@@ -37,7 +37,9 @@ enum Verb {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match logging::init(cli.logging).and_then(|()| execute(cli.verb)) {
+    // the demo's alerts are for people: no log lines between them unless asked for
+    let log = if matches!(cli.verb, Verb::Demo(_)) { "warn" } else { "info" };
+    match logging::init(cli.logging, log).and_then(|()| execute(cli.verb)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
             eprintln!("error: {fatal}");

@@ -5,20 +5,23 @@ mod broker;
 #[path = "support/world.rs"]
 mod world;
 
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use broker::Broker;
-use flopwatch::config::Config;
+use flopwatch::config::{Config, Topics};
 use flopwatch::error::Fatal;
 use flopwatch::http::health::Health;
 use flopwatch::kafka::{Options, Service, topology};
 use flopwatch::metrics::Stage;
 use flopwatch::simulate::KeyBy;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tempfile::TempDir;
 use world::{World, config, config_text};
 
@@ -72,21 +75,24 @@ impl Member {
 /// A real process of the program.
 struct Process {
     child: Child,
+    log: Lines<BufReader<ChildStderr>>,
+    file: PathBuf,
     _directory: TempDir,
 }
 
 impl Process {
     fn run(name: &str, instance: &str, workers: usize) -> Self {
         let (directory, file) = config_file(name, instance, workers, &Broker::shared().address);
-        let child = Command::new(env!("CARGO_BIN_EXE_flopwatch"))
+        let mut child = Command::new(env!("CARGO_BIN_EXE_flopwatch"))
             .args(["run", "--config"])
-            .arg(file)
+            .arg(&file)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
-        Self { child, _directory: directory }
+        let log = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+        Self { child, log, file, _directory: directory }
     }
 
     fn signal(&self, name: &str) {
@@ -96,8 +102,7 @@ impl Process {
 
     /// Reads its log until a line holds `text`.
     fn await_line(&mut self, text: &str) {
-        let log = BufReader::new(self.child.stderr.as_mut().expect("a pipe"));
-        let found = log.lines().map_while(Result::ok).any(|line| line.contains(text));
+        let found = self.log.by_ref().map_while(Result::ok).any(|line| line.contains(text));
         assert!(found, "the log ends without {text:?}");
     }
 
@@ -207,6 +212,129 @@ fn a_killed_process_that_comes_back_leaves_no_trace_in_the_outputs() {
     world.await_outcome(&config, &expected, PATIENCE);
     process.signal("TERM");
     assert_eq!(process.end().code(), Some(0));
+    assert_eq!(world.found(&config), expected);
+}
+
+#[test]
+fn a_killed_process_is_replaced_by_the_others() {
+    let name = "replaced";
+    let config = config(name, "test", 1);
+    let world = World::new(31, KeyBy::Event, 4);
+    let expected = world.replayed(&config);
+    world.prepare(&config);
+    let mut doomed = Process::run(name, "doomed", 2);
+    let other = Process::run(name, "other", 1);
+    doomed.await_line("running");
+    world.send(&config, 0, 50);
+    await_progress(name, &config.topics.usage, 1, 0);
+    doomed.signal("KILL");
+    assert_eq!(doomed.end().code(), None);
+    world.send(&config, 50, 100);
+    world.await_outcome(&config, &expected, PATIENCE);
+    other.signal("TERM");
+    assert_eq!(other.end().code(), Some(0));
+    assert_eq!(world.found(&config), expected);
+}
+
+#[test]
+fn changed_policies_take_effect_in_a_running_process_and_wrong_ones_do_not() {
+    let name = "reloaded";
+    let config = config(name, "test", 1);
+    let world = World::new(41, KeyBy::Account, 2);
+    let expected = world.replayed(&config);
+    world.prepare(&config);
+    world.send(&config, 0, 50);
+    let mut process = Process::run(name, "a", 1);
+    process.await_line("running");
+    await_progress(name, &config.topics.usage, 0, 0);
+    // without a threshold the file is wrong, and refused whole
+    append_to(
+        &process.file,
+        "[[policy]]\nid = \"added\"\nversion = 1\ntitle = \"T\"\nseverity = \"info\"\n\
+         scope = \"account\"\norigin = \"any\"\nwindow = \"1h\"\n[[policy.all]]\n",
+    );
+    process.await_line("changed policies refused");
+    append_to(&process.file, "metric = \"accelerators\"\nat_least = 0.5\n");
+    process.await_line("policies reloaded");
+    world.send(&config, 50, 100);
+    let is_new = |key: &(String, Vec<u8>)| key.1.ends_with(b"/added");
+    let deadline = Instant::now() + PATIENCE;
+    let found = loop {
+        let mut found = world.found(&config);
+        let new = found.alerts.keys().any(is_new);
+        found.alerts.retain(|key, _| !is_new(key));
+        if (new && found == expected) || Instant::now() >= deadline {
+            break found;
+        }
+    };
+    assert_eq!(found, expected);
+    process.signal("TERM");
+    assert_eq!(process.end().code(), Some(0));
+}
+
+fn append_to(file: &Path, text: &str) {
+    let mut file = std::fs::OpenOptions::new().append(true).open(file).expect("the file");
+    file.write_all(text.as_bytes()).expect("the file can be written");
+}
+
+/// What a demonstration rests on: no broker but librdkafka's own, which knows no administration.
+#[test]
+fn the_service_runs_over_an_in_process_mock_cluster() {
+    let cluster = MockCluster::new(1).expect("a mock cluster");
+    let text = config_text("mock", "a", 1, &cluster.bootstrap_servers());
+    let config = Arc::new(Config::from_text("mock", &text).expect("a valid configuration"));
+    let Topics { usage, accounts, account_usage, group_usage, .. } = &config.topics;
+    let Topics { alerts, shadow_alerts, dead_letters, .. } = &config.topics;
+    let ours = [account_usage, group_usage, alerts, shadow_alerts, dead_letters];
+    let changelogs = Stage::ALL.map(|stage| topology::changelog(&config, stage));
+    for name in [usage, accounts].into_iter().chain(ours).chain(&changelogs) {
+        cluster.create_topic(name, 2, 1).expect("a topic");
+    }
+    let world = World::new(43, KeyBy::Account, 2);
+    let live = |topic: &String| topic.as_str() == alerts.as_str();
+    let expected = world.replayed(&config).alerts;
+    let expected: usize =
+        expected.iter().filter(|(key, _)| live(&key.0)).map(|(_, values)| values.len()).sum();
+    world.send_accounts(&config);
+    world.send(&config, 0, 100);
+    let health = Arc::new(Health::new(1));
+    let layout = topology::Layout { usage: 2, tasks: 2 };
+    let service = Service::start(&config, layout, Options::default(), &health).expect("it starts");
+    let reader: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", cluster.bootstrap_servers())
+        .set("group.id", "reader")
+        .create()
+        .expect("a consumer");
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..2 {
+        assignment
+            .add_partition_offset(alerts, partition, Offset::Beginning)
+            .expect("a partition can be listed");
+    }
+    reader.assign(&assignment).expect("an assignment");
+    let deadline = Instant::now() + PATIENCE;
+    let mut found = 0;
+    while found < expected {
+        assert!(Instant::now() < deadline, "{found} of {expected} alerts");
+        found += usize::from(matches!(reader.poll(Duration::from_millis(100)), Some(Ok(_))));
+    }
+    service.join().expect("nothing went wrong");
+}
+
+#[test]
+fn a_partition_without_records_is_idle_and_holds_nobody_back() {
+    let name = "idle";
+    let mut world = World::new(37, KeyBy::Account, 2);
+    world.partitions.push(Vec::new());
+    let text = config_text(name, "a", 1, &Broker::shared().address);
+    let text = text + "[time]\nidle_timeout = \"2s\"\n";
+    let config = Config::from_text(name, &text).expect("a valid configuration");
+    let expected = world.replayed(&config);
+    world.prepare(&config);
+    world.send(&config, 0, 100);
+    let member = Member::start(config.clone(), Options::default());
+    world.await_outcome(&config, &expected, PATIENCE);
+    member.stop();
     assert_eq!(world.found(&config), expected);
 }
 

@@ -1,30 +1,49 @@
 //! `flopwatch demo`: a simulated cloud at high speed, alerts as they fire, and at the end what was
 //! found against what was true.
+//!
+//! librdkafka's in-process mock cluster stands in for Kafka; over it runs what `run` runs, threads,
+//! transactions and all. The mock keeps 5 MiB of a partition: plenty for readers that keep up.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+
 use super::print;
-use super::show::{self, Names, Style};
+use super::show::{self, Alert, Names, State, Style};
 use crate::config::Config;
-use crate::detector::alert::{Alert, State};
-use crate::detector::decode::decode_account;
-use crate::detector::directory::AccountRecord;
-use crate::detector::outbox::{DeadLetter, Tally};
 use crate::detector::time::{Span, Timestamp};
 use crate::error::Fatal;
+use crate::http::health::Health;
+use crate::kafka::topology::{self, Layout};
+use crate::kafka::{Options, Service};
+use crate::metrics::{self, Stage};
 use crate::record_file::Format;
-use crate::replay::{Sink, Source, replay};
 use crate::simulate::encode::{encode_account, encode_event};
+use crate::simulate::publish::Publisher;
 use crate::simulate::scenario::Tenant;
 use crate::simulate::truth::{self, Used};
-use crate::simulate::{Cloud, KeyBy, Plan, Scenario, Sent};
+use crate::simulate::{Cloud, KeyBy, Plan, Scenario};
 
 /// 2026-01-05T00:00:00Z, a Monday.
 const START: Timestamp = Timestamp(1_767_571_200_000_000_000);
 /// Accounts of no interest among those that matter.
 const BACKGROUND: u32 = 60;
+/// Partitions of usage, tasks of every stage, and workers.
+const PARTITIONS: u32 = 2;
+/// How long the mock cluster and the group may take to come up, and the last records to be read.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// No alert for this long after the last record was read: there is none to come.
+const SILENCE: Duration = Duration::from_secs(2);
+/// Records that may lie unread: compressed, they are a quarter of what the mock keeps.
+const BACKLOG: u64 = 60_000;
+/// Between two looks at the alert topic.
+const TICK: Duration = Duration::from_millis(50);
 
 /// Watch a simulated cloud: no broker, no configuration.
 #[derive(Debug, clap::Args)]
@@ -41,13 +60,13 @@ pub struct Args {
 }
 
 /// The demo's cloud: every scenario, metered hourly.
-pub fn plan(args: &Args, partitions: u32) -> Plan {
+fn plan(args: &Args) -> Plan {
     Plan {
         seed: args.seed,
         start: START,
         span: Span::days(u64::from(args.days)),
         interval: Span::hours(1),
-        partitions,
+        partitions: PARTITIONS,
         key: KeyBy::Account,
         accounts: BACKGROUND,
         resources: BACKGROUND * 4,
@@ -60,39 +79,27 @@ pub fn plan(args: &Args, partitions: u32) -> Plan {
 
 /// Simulated time against the clock.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+struct Pace {
     started: Instant,
     hours_per_second: u32,
 }
 
 impl Pace {
-    pub fn start(hours_per_second: u32) -> Self {
+    fn start(hours_per_second: u32) -> Self {
         Self { started: Instant::now(), hours_per_second: hours_per_second.max(1) }
     }
 
     /// How long a record must wait that is written at this instant.
-    pub fn until(&self, written: Timestamp) -> Duration {
+    fn until(&self, written: Timestamp) -> Duration {
         let simulated = written.since(START).0;
         let due = Duration::from_nanos(simulated / 3600 / u64::from(self.hours_per_second));
         due.saturating_sub(self.started.elapsed())
     }
 }
 
-/// The directory's entries as protobuf, by account, for those that are listed.
-pub fn directory(cloud: &Cloud) -> Vec<(String, Vec<u8>)> {
-    let listed = cloud.tenants().iter().filter(|tenant| !tenant.unlisted);
-    listed
-        .map(|tenant| {
-            let mut bytes = Vec::new();
-            encode_account(&tenant.entry, Format::Delimited, &mut bytes);
-            (tenant.entry.account_id.clone(), bytes)
-        })
-        .collect()
-}
-
 /// Prints alerts as they come and remembers them for the summary.
 #[derive(Debug)]
-pub struct Printer {
+struct Printer {
     names: Names,
     style: Style,
     /// Policies that fired, by scope and key.
@@ -103,7 +110,7 @@ pub struct Printer {
 }
 
 impl Printer {
-    pub fn new(tenants: &[Tenant], style: Style) -> Self {
+    fn new(tenants: &[Tenant], style: Style) -> Self {
         let names = tenants
             .iter()
             .map(|tenant| (tenant.entry.account_id.clone(), tenant.entry.legal_name.clone()));
@@ -111,11 +118,11 @@ impl Printer {
         Self { names, style, fired: BTreeMap::new(), firing: 0, updated: 0, resolved: 0 }
     }
 
-    pub fn print(&mut self, alert: &Alert) -> Result<(), Fatal> {
+    fn print(&mut self, alert: &Alert) -> Result<(), Fatal> {
         match alert.state {
             State::Firing => {
                 self.firing += 1;
-                let key = (alert.scope.to_owned(), alert.key.clone());
+                let key = (alert.scope.clone(), alert.key.clone());
                 self.fired.entry(key).or_default().insert(alert.policy.id.clone());
             }
             State::Updated => self.updated += 1,
@@ -129,7 +136,7 @@ impl Printer {
     }
 
     /// What was found of each scenario, beside what was true.
-    pub fn summary(&self, tenants: &[Tenant], used: &[Used], tally: &Tally) -> String {
+    fn summary(&self, tenants: &[Tenant], used: &[Used], counts: &Counts) -> String {
         let mut text = String::from("\nWhat was simulated, and what was said about it\n");
         for scenario in truth::scenarios(tenants) {
             let mut seen = Seen::default();
@@ -138,23 +145,20 @@ impl Printer {
                     seen.add(tenant, used, &self.fired);
                 }
             }
-            push(&mut text, &seen.row(scenario));
+            text.push_str(&seen.row(scenario));
         }
-        push(
-            &mut text,
-            &format!(
-                "\n{} events read = {} counted + {} duplicates + {} dead letters; {} late, counted all \
+        text.push_str(&format!(
+            "\n{} events read = {} counted + {} duplicates + {} dead letters; {} late, counted all \
              the same\n{} alerts fired, {} updates, {} resolved\n",
-                tally.read,
-                tally.counted,
-                tally.duplicate,
-                tally.dead_letter_total(),
-                tally.late,
-                self.firing,
-                self.updated,
-                self.resolved
-            ),
-        );
+            counts.read,
+            counts.counted,
+            counts.duplicate,
+            counts.dead_lettered,
+            counts.late,
+            self.firing,
+            self.updated,
+            self.resolved
+        ));
         text
     }
 }
@@ -211,13 +215,40 @@ impl Seen {
     }
 }
 
-fn push(text: &mut String, more: &str) {
-    text.write_str(more).expect("writing to a string cannot fail");
+/// The service's own counters.
+#[derive(Debug, Default, PartialEq)]
+struct Counts {
+    read: u64,
+    counted: u64,
+    duplicate: u64,
+    dead_lettered: u64,
+    late: u64,
+}
+
+impl Counts {
+    /// From the text that `/metrics` would give.
+    fn of(metrics: &str) -> Self {
+        let total = |name: &str| {
+            let series = metrics.lines().filter_map(|line| line.strip_prefix(name));
+            let values = series.filter(|rest| rest.starts_with(['{', ' ']));
+            values.filter_map(|rest| rest.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+        };
+        Self {
+            read: total("flopwatch_events_read_total"),
+            counted: total("flopwatch_events_counted_total"),
+            duplicate: total("flopwatch_events_duplicate_total"),
+            dead_lettered: total("flopwatch_events_dead_lettered_total"),
+            late: total("flopwatch_events_late_total"),
+        }
+    }
 }
 
 pub fn execute(args: Args) -> Result<(), Fatal> {
-    let config = Config::from_text("the demo's configuration", "")?;
-    let cloud = Cloud::new(plan(&args, 1)).map_err(Fatal::Internal)?;
+    let broker = MockCluster::new(1)
+        .map_err(|error| Fatal::Broker(format!("starting the mock cluster: {error}")))?;
+    let config = Arc::new(configuration(&broker.bootstrap_servers())?);
+    create_topics(&broker, &config)?;
+    let cloud = Cloud::new(plan(&args)).map_err(Fatal::Internal)?;
     print(&format!(
         "{} accounts on {} nodes, {} simulated days at {} hours a second, the shipped policies\n\n",
         cloud.tenants().len(),
@@ -225,66 +256,189 @@ pub fn execute(args: Args) -> Result<(), Fatal> {
         args.days,
         args.speed
     ))?;
-    let accounts = records(&cloud)?;
+    let metrics = metrics::install()?;
+    let health = Arc::new(Health::new(config.kafka.workers));
+    let publisher = Publisher::new(&config.kafka.bootstrap_servers, &config.kafka.client)?;
+    publish_directory(&publisher, &config, &cloud)?;
+    let layout = Layout { usage: PARTITIONS, tasks: PARTITIONS };
+    let service = Service::start(&config, layout, Options::default(), &health)?;
+    let counts = move || Counts::of(&metrics.render());
+    let watched = watch(&args, &config, (&service, &health), cloud, publisher, counts);
+    let stopped = service.join();
+    print(&watched?)?;
+    stopped
+}
+
+/// The shipped policies and defaults, over the mock. A simulated hour lasts milliseconds, so METER
+/// may run days ahead of ACCOUNT.
+fn configuration(bootstrap: &str) -> Result<Config, Fatal> {
+    let text = format!(
+        "[kafka]\nbootstrap_servers = \"{bootstrap}\"\nworkers = {PARTITIONS}\n\
+         instance = \"demo\"\n[time]\nmax_skew = \"7d\"\n"
+    );
+    Config::from_text("the demo's configuration", &text)
+}
+
+fn create_topics(
+    broker: &MockCluster<'_, DefaultProducerContext>,
+    config: &Config,
+) -> Result<(), Fatal> {
+    let names = &config.topics;
+    let tasks = i32::try_from(PARTITIONS).expect("two");
+    let mut topics = vec![
+        (names.usage.clone(), tasks),
+        (names.accounts.clone(), 1),
+        (names.account_usage.clone(), tasks),
+        (names.group_usage.clone(), tasks),
+        (names.alerts.clone(), 1),
+        (names.shadow_alerts.clone(), 1),
+        (names.dead_letters.clone(), 1),
+    ];
+    topics.extend(Stage::ALL.map(|stage| (topology::changelog(config, stage), tasks)));
+    for (name, partitions) in topics {
+        broker
+            .create_topic(&name, partitions, 1)
+            .map_err(|error| Fatal::Broker(format!("making topic {name}: {error}")))?;
+    }
+    Ok(())
+}
+
+fn publish_directory(publisher: &Publisher, config: &Config, cloud: &Cloud) -> Result<(), Fatal> {
+    let mut bytes = Vec::new();
+    for tenant in cloud.tenants().iter().filter(|tenant| !tenant.unlisted) {
+        encode_account(&tenant.entry, Format::Delimited, &mut bytes);
+        let key = tenant.entry.account_id.as_bytes();
+        publisher.send(&config.topics.accounts, Some(0), Some(key), &bytes)?;
+    }
+    publisher.finish(&config.topics.accounts)
+}
+
+fn await_ready(service: &Service, health: &Health) -> Result<(), Fatal> {
+    let deadline = Instant::now() + PATIENCE;
+    while let Some(reason) = health.unready() {
+        if let Some(fatal) = service.failure(TICK) {
+            return Err(fatal);
+        }
+        if Instant::now() >= deadline {
+            return Err(Fatal::Broker(format!("the mock cluster is not ready: {reason}")));
+        }
+    }
+    Ok(())
+}
+
+/// Prints alerts while the cloud is fed in, until nothing more comes; returns the summary.
+fn watch(
+    args: &Args,
+    config: &Config,
+    (service, health): (&Service, &Health),
+    cloud: Cloud,
+    publisher: Publisher,
+    counts: impl Fn() -> Counts + Clone + Send + 'static,
+) -> Result<String, Fatal> {
     let tenants = cloud.tenants().to_vec();
     let mut printer = Printer::new(&tenants, Style::of_stdout());
-    let mut used = Vec::new();
-    let paced = Paced {
-        cloud,
-        pace: Pace::start(args.speed),
-        number: 0,
-        bytes: Vec::new(),
-        used: &mut used,
-    };
-    let sources: Vec<Box<dyn Source + '_>> = vec![Box::new(paced)];
-    let outcome = replay(&config.rules, &config.policies, &accounts, sources, &mut printer)?;
-    print(&printer.summary(&tenants, &used, &outcome.tally))
-}
-
-fn records(cloud: &Cloud) -> Result<Vec<AccountRecord>, Fatal> {
-    directory(cloud)
-        .iter()
-        .map(|(_, bytes)| {
-            decode_account(None, Some(bytes))
-                .map_err(|invalid| Fatal::Internal(format!("an own account: {}", invalid.detail)))
-        })
-        .collect()
-}
-
-impl Sink for Printer {
-    fn alert(&mut self, alert: &Alert) -> Result<(), Fatal> {
-        self.print(alert)
-    }
-
-    fn dead_letter(&mut self, _source: usize, letter: &DeadLetter) -> Result<(), Fatal> {
-        let (reason, detail) = (letter.invalid.reason.name(), &letter.invalid.detail);
-        print(&format!("dead letter: {reason}: {detail}\n"))
-    }
-}
-
-/// The cloud's records, each when its simulated time has come.
-struct Paced<'a> {
-    cloud: Cloud,
-    pace: Pace,
-    number: u64,
-    bytes: Vec<u8>,
-    /// Left here at the end: the stages own the source.
-    used: &'a mut Vec<Used>,
-}
-
-impl Source for Paced<'_> {
-    fn next(&mut self) -> Result<Option<(u64, &[u8])>, Fatal> {
-        let Some(Sent { written, event, .. }) = self.cloud.next() else {
-            self.used.clear();
-            self.used.extend_from_slice(self.cloud.used());
-            return Ok(None);
-        };
-        encode_event(&event, Format::Delimited, &mut self.bytes);
-        let wait = self.pace.until(written);
-        if wait > Duration::from_millis(5) {
-            std::thread::sleep(wait);
+    let alerts = alert_reader(config)?;
+    let pace = Pace::start(args.speed);
+    let usage = config.topics.usage.clone();
+    let read = counts.clone();
+    let feeder = thread::spawn(move || feed(cloud, &publisher, &usage, pace, &|| read().read));
+    // the first records wait for the group to form
+    await_ready(service, health)?;
+    while !feeder.is_finished() {
+        print_alerts(&alerts, &mut printer)?;
+        if let Some(fatal) = service.failure(Duration::ZERO) {
+            return Err(fatal);
         }
-        self.number += 1;
-        Ok(Some((self.number, &self.bytes)))
+    }
+    let fed = feeder.join().map_err(|_| Fatal::Internal("the feeder panicked".to_owned()))??;
+    let deadline = Instant::now() + PATIENCE;
+    let mut heard = Instant::now();
+    while Instant::now() < deadline && (counts().read < fed.records || heard.elapsed() < SILENCE) {
+        if print_alerts(&alerts, &mut printer)? {
+            heard = Instant::now();
+        }
+    }
+    Ok(printer.summary(&tenants, fed.cloud.used(), &counts()))
+}
+
+struct Fed {
+    cloud: Cloud,
+    records: u64,
+}
+
+/// Sends each record when its simulated time has come, unless too many are unread.
+fn feed(
+    mut cloud: Cloud,
+    publisher: &Publisher,
+    topic: &str,
+    pace: Pace,
+    read: &dyn Fn() -> u64,
+) -> Result<Fed, Fatal> {
+    let mut bytes = Vec::new();
+    let mut records = 0;
+    while let Some(sent) = cloud.next() {
+        let wait = pace.until(sent.written);
+        if wait > Duration::from_millis(5) {
+            thread::sleep(wait);
+        }
+        encode_event(&sent.event, Format::Delimited, &mut bytes);
+        let key = sent.event.account_id.as_bytes();
+        publisher.send(topic, Some(sent.partition), Some(key), &bytes)?;
+        records += 1;
+        if records % 4096 == 0 {
+            while records > read() + BACKLOG {
+                thread::sleep(TICK);
+            }
+        }
+    }
+    publisher.finish(topic)?;
+    Ok(Fed { cloud, records })
+}
+
+fn alert_reader(config: &Config) -> Result<BaseConsumer, Fatal> {
+    let refused = |error| Fatal::Broker(format!("reading alerts: {error}"));
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &config.kafka.bootstrap_servers)
+        .set("group.id", "flopwatch-demo-reader")
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", "read_committed")
+        .create()
+        .map_err(refused)?;
+    let mut assignment = TopicPartitionList::new();
+    assignment
+        .add_partition_offset(&config.topics.alerts, 0, Offset::Beginning)
+        .map_err(refused)?;
+    consumer.assign(&assignment).map_err(refused)?;
+    Ok(consumer)
+}
+
+/// Prints what has come within a tick; whether anything has.
+fn print_alerts(alerts: &BaseConsumer, printer: &mut Printer) -> Result<bool, Fatal> {
+    let mut any = false;
+    let until = Instant::now() + TICK;
+    while Instant::now() < until {
+        let Some(record) = alerts.poll(TICK) else { continue };
+        let record = record.map_err(|error| Fatal::Broker(format!("reading alerts: {error}")))?;
+        let alert = Alert::read(record.payload().unwrap_or_default())
+            .map_err(|error| Fatal::Internal(format!("an alert cannot be read: {error}")))?;
+        printer.print(&alert)?;
+        any = true;
+    }
+    Ok(any)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_summed_over_their_labels_and_not_over_longer_names() {
+        let text = "# TYPE flopwatch_events_read_total counter\n\
+                    flopwatch_events_read_total 12\n\
+                    flopwatch_events_dead_lettered_total{reason=\"invalid_id\"} 1\n\
+                    flopwatch_events_dead_lettered_total{reason=\"undecodable\"} 2\n\
+                    flopwatch_events_read_total_other 5\n";
+        let counts = Counts::of(text);
+        assert_eq!(counts, Counts { read: 12, dead_lettered: 3, ..Counts::default() });
     }
 }

@@ -85,7 +85,7 @@ fn serve(
     Ok(())
 }
 
-/// SIGTERM and SIGINT as messages. The second one ends the process as if we had not listened.
+/// SIGTERM and SIGINT as messages.
 fn signals() -> Result<Receiver<&'static str>, Fatal> {
     let failed = |error: std::io::Error| Fatal::Internal(format!("listening to signals: {error}"));
     let runtime =

@@ -1,10 +1,117 @@
 //! Alerts for people: who, from where, how much and how sure, since when, why.
+//!
+//! Works on what was published, so that it serves any reader of the alert topic.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::detector::alert::{Alert, Observed, State};
-use crate::detector::time::{SECOND_NS, Timestamp};
+use serde::Deserialize;
+
+/// What of a published alert is shown: its names are the wire's.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Alert {
+    pub state: State,
+    pub at: String,
+    pub reason: Option<String>,
+    pub policy: Policy,
+    pub scope: String,
+    pub key: String,
+    accounts: Vec<String>,
+    accounts_total: u64,
+    origin: Origin,
+    conditions: Vec<Observed>,
+    estimate: Estimate,
+    run: Option<Run>,
+    projection: Option<Projection>,
+    evidence: Evidence,
+    first_at: String,
+    report_due: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Firing,
+    Updated,
+    Resolved,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Policy {
+    pub id: String,
+    pub title: String,
+    pub severity: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct Origin {
+    country: String,
+    foreign: bool,
+    decided_by: String,
+    #[serde(default)]
+    foreign_by: Vec<String>,
+    facts: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct Observed {
+    metric: String,
+    window: Option<String>,
+    observed: f64,
+    at_least: f64,
+    unit: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+struct Estimate {
+    flop_low: f64,
+    flop: f64,
+    flop_high: f64,
+    accelerators: f64,
+    accelerator_hours: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct Run {
+    start: String,
+    hours: f64,
+    flop_low: f64,
+    flop: f64,
+    flop_high: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct Projection {
+    threshold: f64,
+    reached_at: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+struct Evidence {
+    unknown_accelerator: bool,
+}
+
+impl Alert {
+    /// Reads a CloudEvent in structured JSON, as it stands on the alert topic.
+    pub fn read(event: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Event {
+            data: Alert,
+        }
+        let event: Event = serde_json::from_slice(event).map_err(|error| error.to_string())?;
+        Ok(event.data)
+    }
+}
+
+impl State {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Firing => "firing",
+            Self::Updated => "updated",
+            Self::Resolved => "resolved",
+        }
+    }
+}
 
 /// Whether to use colours: only on a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +162,7 @@ fn in_full(alert: &Alert, names: &Names, style: Style) -> String {
         &mut text,
         format_args!(
             "{}  {severity}  {}",
-            minute(alert.at),
+            minute(&alert.at),
             style.paint(BOLD, &alert.policy.title)
         ),
     );
@@ -65,17 +172,17 @@ fn in_full(alert: &Alert, names: &Names, style: Style) -> String {
     row("who", style.paint(BOLD, &who(alert, names)));
     row("from", origin(alert));
     row("how much", estimate(alert));
-    if let Some(run) = alert.run {
+    if let Some(run) = &alert.run {
         let length = hours(run.hours);
         let band = band(run.flop_low, run.flop, run.flop_high);
-        row("run", format!("{band} in {length}, since {}", minute(run.start)));
+        row("run", format!("{band} in {length}, since {}", minute(&run.start)));
     }
-    row("since", minute(since(alert)));
+    row("since", minute(&since(alert)));
     for (index, observed) in alert.conditions.iter().enumerate() {
         row(if index == 0 { "why" } else { "and" }, condition(observed));
     }
-    if let Some(projection) = alert.projection
-        && let Some(reached_at) = projection.reached_at
+    if let Some(projection) = &alert.projection
+        && let Some(reached_at) = &projection.reached_at
     {
         let threshold = projection.threshold;
         row("on pace", format!("{threshold:.0e} FLOP reached on {}", minute(reached_at)));
@@ -83,7 +190,7 @@ fn in_full(alert: &Alert, names: &Names, style: Style) -> String {
     if alert.evidence.unknown_accelerator {
         row("note", "part of it is an accelerator that the catalogue does not know".to_owned());
     }
-    if let Some(due) = alert.report_due {
+    if let Some(due) = &alert.report_due {
         row("report by", minute(due));
     }
     text
@@ -95,10 +202,10 @@ fn in_a_line(alert: &Alert, names: &Names, style: Style) -> String {
         State::Firing | State::Updated => severity_colour(alert),
     };
     let state = style.paint(colour, &format!("{:<8}", alert.state.name()));
-    let reason = alert.reason.map(|reason| format!(", {reason}")).unwrap_or_default();
+    let reason = alert.reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
     format!(
         "{}  {state}  {}: {}, {}{reason}\n",
-        minute(alert.at),
+        minute(&alert.at),
         alert.policy.id,
         who(alert, names),
         estimate(alert)
@@ -106,7 +213,7 @@ fn in_a_line(alert: &Alert, names: &Names, style: Style) -> String {
 }
 
 fn severity_colour(alert: &Alert) -> &'static str {
-    match alert.policy.severity {
+    match alert.policy.severity.as_str() {
         "critical" => RED,
         "warning" => YELLOW,
         _ => CYAN,
@@ -122,7 +229,7 @@ fn who(alert: &Alert, names: &Names) -> String {
         0 | 1 => String::new(),
         total => format!(", {total} accounts"),
     };
-    match (alert.scope, name) {
+    match (alert.scope.as_str(), name) {
         ("country", _) => format!("{key}{more}"),
         (_, Some(name)) => format!("{name} ({key}{more})"),
         (_, None) => format!("{key}{more}"),
@@ -131,8 +238,8 @@ fn who(alert: &Alert, names: &Names) -> String {
 
 fn origin(alert: &Alert) -> String {
     let origin = &alert.origin;
-    let mut text = origin.country.to_string();
-    match (origin.foreign, origin.decided_by) {
+    let mut text = origin.country.clone();
+    match (origin.foreign, origin.decided_by.as_str()) {
         (_, "unknown") => text.push_str(", nothing is known of it"),
         (true, field) => {
             let fields = origin.foreign_by.join(", ");
@@ -142,7 +249,7 @@ fn origin(alert: &Alert) -> String {
         (false, field) => push(&mut text, format_args!(", at home by {field}")),
     }
     let countries = origin.facts.iter().filter(|(_, value)| value.len() == 2);
-    let differ = countries.clone().any(|(_, value)| value != origin.country.as_str());
+    let differ = countries.clone().any(|(_, value)| **value != origin.country);
     let facts: Vec<String> = countries.map(|(field, value)| format!("{field} {value}")).collect();
     if differ {
         push(&mut text, format_args!(" ({})", facts.join(", ")));
@@ -190,19 +297,18 @@ fn amount(value: f64) -> String {
 }
 
 /// The start of the run, or of the window that the estimate covers.
-fn since(alert: &Alert) -> Timestamp {
-    let estimate = alert.estimate;
-    match alert.run {
-        Some(run) => run.start,
-        None if estimate.accelerators > 0.0 => {
-            let seconds = (estimate.accelerator_hours / estimate.accelerators * 3600.0).round();
-            #[expect(clippy::cast_possible_truncation, reason = "a window is below 2^63 seconds")]
-            #[expect(clippy::cast_sign_loss, reason = "both are positive")]
-            let seconds = seconds as u64;
-            Timestamp(alert.at.0.saturating_sub(seconds.saturating_mul(SECOND_NS)))
-        }
-        None => alert.first_at,
+fn since(alert: &Alert) -> String {
+    if let Some(run) = &alert.run {
+        return run.start.clone();
     }
+    let estimate = alert.estimate;
+    let hours = estimate.accelerator_hours / estimate.accelerators;
+    let start = || {
+        let length = jiff::SignedDuration::try_from_secs_f64((hours * 3600.0).round()).ok()?;
+        let at: jiff::Timestamp = alert.at.parse().ok()?;
+        at.checked_sub(length).ok()
+    };
+    start().map_or_else(|| alert.first_at.clone(), |start| start.to_string())
 }
 
 /// `12,345`.
@@ -224,11 +330,10 @@ fn hours(hours: f64) -> String {
 }
 
 /// `2026-01-08 01:00`, UTC.
-fn minute(instant: Timestamp) -> String {
-    let text = instant.to_string();
-    match (text.get(..10), text.get(11..16)) {
+fn minute(instant: &str) -> String {
+    match (instant.get(..10), instant.get(11..16)) {
         (Some(day), Some(time)) => format!("{day} {time}"),
-        (_, _) => text,
+        (_, _) => instant.to_owned(),
     }
 }
 
@@ -244,16 +349,22 @@ fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::detector::alert::{Estimate, Evidence, Origin, PolicyRef, Run};
+    use crate::detector::alert::{self, PolicyRef};
+    use crate::detector::cloudevent;
     use crate::detector::directory::Country;
     use crate::detector::policy::Mode;
+    use crate::detector::time::{SECOND_NS, Timestamp};
 
     fn fired() -> Alert {
+        Alert::read(&cloudevent::structured(&published()).value).expect("what we publish")
+    }
+
+    fn published() -> alert::Alert {
         let country = Country::parse("CN").expect("two letters");
-        Alert {
+        alert::Alert {
             alert_id: "a".to_owned(),
             revision: 1,
-            state: State::Firing,
+            state: alert::State::Firing,
             at: Timestamp(1_767_841_200 * SECOND_NS),
             reason: None,
             policy: PolicyRef {
@@ -269,14 +380,14 @@ mod tests {
             key: "acct-1".to_owned(),
             accounts: vec!["acct-1".to_owned()],
             accounts_total: 1,
-            origin: Origin {
+            origin: alert::Origin {
                 country,
                 foreign: true,
                 decided_by: "ultimate_parent_country",
                 foreign_by: vec!["ultimate_parent_country"],
                 facts: [("country", "US".to_owned())].into(),
             },
-            conditions: vec![Observed {
+            conditions: vec![alert::Observed {
                 metric: "sustained",
                 window: Some("72h".to_owned()),
                 observed: 0.97,
@@ -284,7 +395,7 @@ mod tests {
                 unit: "ratio",
                 met: true,
             }],
-            estimate: Estimate {
+            estimate: alert::Estimate {
                 flop_low: 4.6e22,
                 flop: 9.84e22,
                 flop_high: 1.28e23,
@@ -292,7 +403,7 @@ mod tests {
                 accelerators: 1024.0,
                 accelerator_hours: 73_728.0,
             },
-            run: Some(Run {
+            run: Some(alert::Run {
                 start: Timestamp(1_767_571_200 * SECOND_NS),
                 hours: 75.0,
                 flop_low: 4.7e22,
@@ -300,7 +411,7 @@ mod tests {
                 flop_high: 1.31e23,
             }),
             projection: None,
-            evidence: Evidence::default(),
+            evidence: alert::Evidence::default(),
             first_at: Timestamp(1_767_841_200 * SECOND_NS),
             report_due: None,
         }
@@ -331,7 +442,7 @@ mod tests {
 
     #[test]
     fn an_update_is_one_line() {
-        let updated = Alert { state: State::Updated, revision: 2, ..fired() };
+        let updated = Alert { state: State::Updated, ..fired() };
         let text = alert(&updated, &Names::new(), Style::Plain);
         assert_eq!(text.lines().count(), 1);
         assert!(text.contains("updated   foreign-512-for-72h: account acct-1"), "{text}");

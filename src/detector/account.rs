@@ -28,9 +28,9 @@ use super::measure::Measure;
 use super::names::{NameId, Names};
 use super::outbox::{Outbox, Output};
 use super::policy::{OriginMatch, Policies, Scope};
-use super::rules::Rules;
+use super::rules::{Rules, TierRules};
 use super::time::Timestamp;
-use super::window::Place;
+use super::window::{Part, Place, Windows};
 use super::{Stage, StageError, publish_alerts};
 
 /// The scope byte of ACCOUNT's changelog keys.
@@ -147,8 +147,8 @@ impl Account {
     /// Every retained slice of the finest tier, by account, with its sum.
     pub fn ledger(&self) -> impl Iterator<Item = (&str, Timestamp, Measure)> {
         self.accounts.iter().flat_map(|(id, account)| {
-            let slices = account.sums.windows.all_slices(0);
-            slices.map(|(end, measure)| (self.names.text(*id), end, measure))
+            let slices = account.sums.windows.all_slices(0, &self.rules.finest());
+            slices.into_iter().map(|(end, measure)| (self.names.text(*id), end, measure))
         })
     }
 }
@@ -234,14 +234,13 @@ impl Account {
         }
         self.expired = Some(judged);
         for (&id, account) in &mut self.accounts {
-            let had = !account.sums.windows.is_empty() || !account.sums.carry.is_none();
             account.sums.expire(&self.rules, judged);
             if account.member && account.sums.windows.is_empty() {
                 account.member = false;
                 account.sums.head_changed = true;
                 added.membership(id, account, &mut self.names, false);
             }
-            if had && (account.sums.head_changed || account.sums.windows.is_changed()) {
+            if account.sums.head_changed || account.sums.windows.is_changed() {
                 self.touched.insert(id);
             }
         }
@@ -265,7 +264,8 @@ impl Account {
             if (&facts, owner, country) == (&account.facts, account.owner, account.country) {
                 continue;
             }
-            added.relocate(id, account, &mut self.names, (facts, owner, country));
+            let new = (facts, owner, country);
+            added.relocate(id, account, &mut self.names, new, &self.rules.tiers);
             account.sums.head_changed = true;
             self.touched.insert(id);
         }
@@ -486,6 +486,7 @@ impl Step {
         account: &mut AccountState,
         names: &mut Names,
         (facts, owner, country): (Facts, NameId, Country),
+        tiers: &[TierRules],
     ) {
         let old = account.groups(names);
         (account.facts, account.owner, account.country) = (facts, owner, country);
@@ -502,11 +503,12 @@ impl Step {
             }
             self.group_membership(id, account, from, false);
             self.group_membership(id, account, to, true);
-            for tier in 0..account.sums.windows.tiers() {
-                for (end, place, measure) in account.sums.windows.all_cells(tier) {
+            for (tier, rules) in tiers.iter().enumerate() {
+                let windows = &account.sums.windows;
+                windows.each_cell(tier, rules, Windows::EVER, Part::All, |end, place, measure| {
                     self.sum(from, Some(tier), end, place, -measure);
                     self.sum(to, Some(tier), end, place, measure);
-                }
+                });
             }
         }
     }
@@ -520,9 +522,9 @@ impl Account {
             let Some(account) = self.accounts.get_mut(&id) else { continue };
             let key = self.names.text(id);
             if outbox.keeps_changes() {
-                account.sums.windows.log(&self.rules.tiers, |block, value| {
+                account.sums.windows.log(|block, value| {
                     let key = StateKey::Slices { scope: SCOPE, block, key }.bytes();
-                    outbox.push(Output::Change { key, value });
+                    outbox.push(Output::Change { key, value: value.map(<[u8]>::to_vec) });
                 });
             } else {
                 account.sums.windows.forget_changes();

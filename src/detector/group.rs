@@ -103,8 +103,10 @@ impl Group {
     /// Every retained slice of the finest tier, by scope and key, with its sum.
     pub fn ledger(&self) -> impl Iterator<Item = (Scope, &str, Timestamp, Measure)> {
         self.groups.iter().flat_map(|(key, group)| {
-            let slices = group.sums.windows.all_slices(0);
-            slices.map(|(end, measure)| (key.scope, self.names.text(key.name), end, measure))
+            let slices = group.sums.windows.all_slices(0, &self.rules.finest());
+            slices
+                .into_iter()
+                .map(|(end, measure)| (key.scope, self.names.text(key.name), end, measure))
         })
     }
 }
@@ -265,9 +267,9 @@ impl Group {
             let Some(group) = self.groups.get_mut(&key) else { continue };
             let (scope, name) = (key.scope_byte(), self.names.text(key.name));
             if outbox.keeps_changes() {
-                group.sums.windows.log(&self.rules.tiers, |block, value| {
+                group.sums.windows.log(|block, value| {
                     let key = StateKey::Slices { scope, block, key: name }.bytes();
-                    outbox.push(Output::Change { key, value });
+                    outbox.push(Output::Change { key, value: value.map(<[u8]>::to_vec) });
                 });
             } else {
                 group.sums.windows.forget_changes();

@@ -6,8 +6,9 @@
 //! each record reaches each task exactly once and an account's records come in the order read.
 //!
 //! The table keeps a bounded history per account: an entry has effect only at its time, so the one
-//! in force may not be the last. The reader also counts the usage partitions now and then, the other
-//! thing that the whole process wants to know. Records that cannot be decoded leave the earlier entry in place.
+//! in force may not be the last. The reader also counts the usage partitions now and then, the
+//! other thing that the whole process wants to know. Records that cannot be decoded leave the
+//! earlier entry in place.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,13 +16,14 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
+use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer as _;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::error::RDKafkaErrorCode;
 
 use super::batch::{Batch, PartitionQueue, Polled};
 use super::client;
 use super::context::Consumer;
-use super::restore::{ends, index};
+use super::restore::{ASK, add, ends};
 use super::task::{Shared, Trouble};
 use super::topology;
 use crate::detector::decode::decode_account;
@@ -145,6 +147,11 @@ impl Reader {
                         Polled::End { offset } => {
                             partition.at_end |= offset >= partition.mark;
                         }
+                        Polled::Failed(RDKafkaErrorCode::AutoOffsetReset) => {
+                            return Err(Fatal::Broker(format!(
+                                "topic {topic:?} lost its beginning while it was read: start again"
+                            )));
+                        }
                         Polled::Failed(code) => {
                             tracing::warn!(topic, %code, "directory fetch failed");
                         }
@@ -232,14 +239,12 @@ fn open(prober: &Consumer, consumer: &Arc<Consumer>, topic: &str) -> Result<Vec<
     let mut assignment = TopicPartitionList::new();
     let mut partitions = Vec::new();
     for number in 0..count {
-        let (low, mark) = ends(prober, topic, number).map_err(|trouble| match trouble {
+        let (low, mark) = ends(prober, topic, number, ASK).map_err(|trouble| match trouble {
             Trouble::Fatal(fatal) => fatal,
             Trouble::Passing(detail) | Trouble::Aborted { detail, .. } => failed(&detail),
         })?;
         let queue = PartitionQueue::new(consumer, topic, number);
-        assignment
-            .add_partition_offset(topic, index(number), Offset::Beginning)
-            .map_err(|error| failed(&error))?;
+        add(&mut assignment, topic, number, low)?;
         partitions.push(Partition { queue, mark, at_end: low == mark });
     }
     consumer.assign(&assignment).map_err(|error| failed(&error))?;

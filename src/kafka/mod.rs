@@ -3,14 +3,15 @@
 //!
 //! # Exactly once
 //! A task is a pure function of the records of its partition. What it wants to happen (outputs and
-//! changelog) waits in its outbox; at a commit one transaction carries the outboxes of all tasks of
-//! a worker *and* the positions after the records that led to them. So after any crash, the group's
-//! committed position, the changelog and what `read_committed` readers see agree, because the broker
-//! decided all three together. Three things could still break it, and each has its guard:
+//! changelog) waits in its outbox; at a commit one transaction carries the outboxes of all tasks
+//! of a worker *and* the positions after the records that led to them. So after any crash, the
+//! group's committed position, the changelog and what `read_committed` readers see agree, because
+//! the broker decided all three together. Three things could still break it, and each has its
+//! guard:
 //!
-//! * *Two owners.* The transaction carries the consumer's group metadata (member and generation), so
-//!   the coordinator refuses positions from whoever no longer owns the partition; and a new producer
-//!   under the same transactional id fences the old one.
+//! * *Two owners.* The transaction carries the consumer's group metadata (member and generation),
+//!   so the coordinator refuses positions from whoever no longer owns the partition; and a new
+//!   producer under the same transactional id fences the old one.
 //! * *A decision in flight.* The next owner asks for *stable* positions, which the broker withholds
 //!   while a transaction that moves them is undecided, and only then takes the changelog's end as
 //!   `read_uncommitted` and reads to it (`restore.rs`).
@@ -19,9 +20,10 @@
 //!
 //! # Threads
 //! *Workers*: each has one consumer (a static member of the group), one transactional producer and
-//! its tasks, all by value; nothing is shared on the path of a record. *The directory's reader*: one
-//! thread that reads `accounts` into a shared table and tells every worker. librdkafka's own threads
-//! fetch and send. Whoever starts the [`Service`] waits for it; HTTP has a thread of its own.
+//! its tasks, all by value; nothing is shared on the path of a record. *The directory's reader*:
+//! one thread that reads `accounts` into a shared table and tells every worker. librdkafka's own
+//! threads fetch and send. Whoever starts the [`Service`] waits for it; HTTP has a thread of its
+//! own.
 //!
 //! Nothing here waits for a lock that another thread holds while it waits: channels to workers are
 //! bounded, and a worker never waits for the directory once it has been read.

@@ -27,7 +27,7 @@ const STABLE: Duration =
     Duration::from_secs(client::TRANSACTION_TIMEOUT.as_secs() + client::SESSION_TIMEOUT.as_secs());
 
 /// How long one request for an end of a log may take.
-const ASK: Duration = Duration::from_secs(10);
+pub(crate) const ASK: Duration = Duration::from_secs(10);
 
 /// Sets every task's start from the group's committed positions; the first start is the
 /// beginning. Refuses to go on when retention removed what a position needs.
@@ -37,6 +37,9 @@ pub(crate) fn position(
     prober: &Consumer,
     accept_gap: bool,
 ) -> Result<(), Trouble> {
+    if tasks.is_empty() {
+        return Ok(());
+    }
     let mut wanted = TopicPartitionList::with_capacity(tasks.len());
     for task in &*tasks {
         wanted.add_partition(&task.topic, index(task.partition));
@@ -51,7 +54,7 @@ pub(crate) fn position(
         found
             .error()
             .map_err(|error| Trouble::Passing(format!("fetching committed positions: {error}")))?;
-        let (low, high) = ends(prober, &task.topic, task.partition)?;
+        let (low, high) = ends(prober, &task.topic, task.partition, ASK)?;
         let committed = match found.offset() {
             Offset::Offset(offset) => Some(unsigned(offset)),
             Offset::Beginning
@@ -61,7 +64,7 @@ pub(crate) fn position(
             | Offset::OffsetTail(_) => None,
         };
         let start = start(task, committed, (low, high), accept_gap)?;
-        task.run(start, committed);
+        task.position_at(start, committed);
     }
     Ok(())
 }
@@ -118,6 +121,9 @@ pub(crate) fn restore(
     prober: &Consumer,
     mut interrupted: impl FnMut(u32) -> bool,
 ) -> Result<Restored, Trouble> {
+    if tasks.is_empty() {
+        return Ok(Restored::Complete);
+    }
     let began = Instant::now();
     let mut readings = open(tasks, shared, prober)?;
     let mut batch = Batch::new(client::BATCH);
@@ -161,15 +167,13 @@ fn open(tasks: &mut [Task], shared: &Shared, prober: &Consumer) -> Result<Vec<Re
             shared.tasks.push(number);
             continue;
         }
-        let (low, mark) = ends(prober, &changelog.topic, changelog.partition)?;
+        let (low, mark) = ends(prober, &changelog.topic, changelog.partition, ASK)?;
         if low == mark {
             task.series.restored(Duration::ZERO);
             continue;
         }
         let queue = PartitionQueue::new(&reader, &changelog.topic, changelog.partition);
-        assignment
-            .add_partition_offset(&changelog.topic, index(changelog.partition), Offset::Beginning)
-            .map_err(|error| Fatal::Internal(format!("assigning a changelog: {error}")))?;
+        add(&mut assignment, &changelog.topic, changelog.partition, low)?;
         let tasks = vec![number];
         readings.push(Reading { tasks, changelog, queue, low, mark, reached: low, records: 0 });
     }
@@ -262,16 +266,36 @@ fn finish(
 }
 
 /// Low and high watermark as `read_uncommitted`.
-pub(crate) fn ends(prober: &Consumer, topic: &str, partition: u32) -> Result<(u64, u64), Trouble> {
-    let (low, high) = prober.fetch_watermarks(topic, index(partition), ASK).map_err(|error| {
-        let text = format!("asking for the end of {topic:?}, partition {partition}: {error}");
-        if code(&error) == RDKafkaErrorCode::TopicAuthorizationFailed {
-            Trouble::Fatal(Fatal::Broker(text))
-        } else {
-            Trouble::Passing(text)
-        }
-    })?;
+pub(crate) fn ends(
+    prober: &Consumer,
+    topic: &str,
+    partition: u32,
+    patience: Duration,
+) -> Result<(u64, u64), Trouble> {
+    let (low, high) =
+        prober.fetch_watermarks(topic, index(partition), patience).map_err(|error| {
+            let text = format!("asking for the end of {topic:?}, partition {partition}: {error}");
+            if code(&error) == RDKafkaErrorCode::TopicAuthorizationFailed {
+                Trouble::Fatal(Fatal::Broker(text))
+            } else {
+                Trouble::Passing(text)
+            }
+        })?;
     Ok((unsigned(low), unsigned(high)))
+}
+
+/// Adds a partition to be read from `start`. A number where `Beginning` would do as well:
+/// librdkafka asks for that before it knows the leader, and asks again half a second later.
+pub(crate) fn add(
+    assignment: &mut TopicPartitionList,
+    topic: &str,
+    partition: u32,
+    start: u64,
+) -> Result<(), Fatal> {
+    let start = i64::try_from(start).expect("Kafka's offsets are i64");
+    assignment
+        .add_partition_offset(topic, index(partition), Offset::Offset(start))
+        .map_err(|error| Fatal::Internal(format!("listing {topic:?}, {partition}: {error}")))
 }
 
 pub(crate) fn index(partition: u32) -> i32 {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::batch::{Batch, PartitionQueue, Polled};
 use super::context::{Consumer, TopicPartition};
-use super::topology;
+use super::{restore, topology};
 use crate::config::Config;
 use crate::detector::account::Account;
 use crate::detector::directory::AccountRecord;
@@ -24,6 +24,9 @@ use crate::detector::{Stage as _, StageError};
 use crate::error::Fatal;
 use crate::metrics::{Abort, PartitionSeries, Stage};
 use rdkafka::error::RDKafkaErrorCode;
+
+/// How long the broker may take to confirm a partition's end before it is declared idle.
+const IS_IDLE: Duration = Duration::from_secs(2);
 
 /// The state machine of a task.
 pub(crate) enum Machine {
@@ -133,8 +136,8 @@ pub(crate) struct Task {
     start: u64,
     /// What the group has committed for the partition.
     committed: Option<u64>,
-    /// The reader stands at the partition's end.
-    at_end: bool,
+    /// Where the partition ended when the reader last stood at its end; `None` away from it.
+    end: Option<u64>,
     /// The last record, or the last reason not to count silence.
     heard: Instant,
     idle: bool,
@@ -163,7 +166,7 @@ impl Task {
             queue: PartitionQueue::new(consumer, &assigned.topic, partition),
             start: 0,
             committed: None,
-            at_end: false,
+            end: None,
             heard: Instant::now(),
             idle: false,
             paused: false,
@@ -179,10 +182,14 @@ impl Task {
         }
     }
 
-    /// Restored: it will read from `start`.
-    pub(crate) fn run(&mut self, start: u64, committed: Option<u64>) {
+    /// Positioned: once restored, it will read from `start`.
+    pub(crate) fn position_at(&mut self, start: u64, committed: Option<u64>) {
         self.start = start;
         self.committed = committed;
+    }
+
+    /// Running: silence counts from here, not from before the restore.
+    pub(crate) fn begin(&mut self) {
         self.heard = Instant::now();
     }
 
@@ -200,17 +207,17 @@ impl Task {
         let more = batch.fill(&self.queue, Duration::ZERO);
         let mut records = 0_usize;
         let mut failure = None;
-        let Self { machine, outbox, at_end, .. } = self;
+        let Self { machine, outbox, end, .. } = self;
         let stage = machine.as_stage();
         batch
             .drain(|polled| -> Result<(), StageError> {
                 match polled {
                     Polled::Record(record) => {
                         records += 1;
-                        *at_end = false;
+                        *end = None;
                         stage.process(&record, outbox)?;
                     }
-                    Polled::End { .. } => *at_end = true,
+                    Polled::End { offset } => *end = Some(offset),
                     Polled::Failed(code) => failure = Some(code),
                 }
                 Ok(())
@@ -276,19 +283,33 @@ impl Task {
         }
     }
 
-    /// METER: declares the partition idle when its end is reached, it is not paused, and nothing
-    /// came for `timeout`.
-    pub(crate) fn rest(&mut self, timeout: Duration) {
-        let silent = self.at_end && !self.paused && self.heard.elapsed() >= timeout;
-        if let Machine::Meter(meter) = &mut self.machine
-            && silent
+    /// METER: its end is reached, it is not paused, and nothing came for `timeout`.
+    pub(crate) fn is_silent(&self, timeout: Duration) -> bool {
+        matches!(self.machine, Machine::Meter(_))
             && !self.idle
-        {
-            meter.go_idle();
-            self.idle = true;
-            self.touched = true;
-            self.series.idle(true);
-            tracing::info!(topic = self.topic, partition = self.partition, "partition is idle");
+            && !self.paused
+            && self.end.is_some()
+            && self.heard.elapsed() >= timeout
+    }
+
+    /// METER: declares the silent partition idle, if the broker says that its end is where we
+    /// stand: an unreachable broker is silent as well.
+    pub(crate) fn rest(&mut self, prober: &Consumer) {
+        let Machine::Meter(meter) = &mut self.machine else { return };
+        let Self { topic, partition, .. } = self;
+        match restore::ends(prober, topic, *partition, IS_IDLE) {
+            Ok((_, high)) if self.end.is_some_and(|end| high <= end) => {
+                meter.go_idle();
+                self.idle = true;
+                self.touched = true;
+                self.series.idle(true);
+                tracing::info!(topic, partition, "partition is idle");
+            }
+            Ok(_) => self.heard = Instant::now(),
+            Err(trouble) => {
+                tracing::debug!(topic, partition, ?trouble, "whether it is idle is unknown");
+                self.heard = Instant::now();
+            }
         }
     }
 

@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::{Offset, TopicPartitionList};
 
 use super::batch::Batch;
 use super::client;
 use super::context::{Consumer, ConsumerEvents, RebalanceEvent, TopicPartition};
 use super::directory::{Directory, Told};
-use super::restore::{self, Restored, index};
+use super::restore::{self, Restored};
 use super::task::{Shared, Task, Trouble};
 use super::topology;
 use super::transaction::Publisher;
@@ -44,6 +44,10 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 
 /// How long leaving the group may take.
 const LEAVE: Duration = Duration::from_secs(5);
+
+/// librdkafka sends its farewell once the fetchers have stopped, and not when it is being closed
+/// already: it is given this long.
+const FAREWELL: Duration = Duration::from_millis(300);
 
 /// Everything a worker is given.
 pub(crate) struct Inlets {
@@ -276,16 +280,14 @@ impl Worker {
         }
         let mut assignment = TopicPartitionList::with_capacity(tasks.len());
         for task in &tasks {
-            let start = i64::try_from(task.start()).expect("Kafka's offsets are i64");
-            assignment
-                .add_partition_offset(&task.topic, index(task.partition), Offset::Offset(start))
-                .map_err(|error| Fatal::Internal(format!("assigning: {error}")))?;
+            restore::add(&mut assignment, &task.topic, task.partition, task.start())?;
         }
         self.consumer
             .assign(&assignment)
             .map_err(|error| Trouble::Passing(format!("taking partitions: {error}")))?;
         self.known_partitions = shared.usage_partitions();
         for task in &mut tasks {
+            task.begin();
             task.set_partitions(self.known_partitions);
             self.inlets.directory.each(self.through, |record| task.directory(record));
         }
@@ -327,7 +329,9 @@ impl Worker {
             self.tasks.iter_mut().for_each(|task| task.set_partitions(partitions));
         }
         let timeout = self.inlets.shared.config.idle_timeout;
-        self.tasks.iter_mut().for_each(|task| task.rest(timeout));
+        for task in self.tasks.iter_mut().filter(|task| task.is_silent(timeout)) {
+            task.rest(&self.prober);
+        }
     }
 
     fn take_told(&mut self) {
@@ -403,14 +407,7 @@ impl Worker {
             task.seal();
             outputs += task.outbox.outputs.len();
             if let Some(position) = task.due_position() {
-                let offset = i64::try_from(position).expect("Kafka's offsets are i64");
-                positions
-                    .add_partition_offset(
-                        &task.topic,
-                        index(task.partition),
-                        Offset::Offset(offset),
-                    )
-                    .map_err(|error| Fatal::Internal(format!("listing positions: {error}")))?;
+                restore::add(&mut positions, &task.topic, task.partition, position)?;
             }
         }
         if outputs > 0 || positions.count() > 0 {
@@ -480,25 +477,25 @@ impl Worker {
         }
         self.drop_tasks();
         self.consumer.unsubscribe();
-        let until = Instant::now() + LEAVE;
-        let mut left = self.assigned.is_none();
-        while !left && Instant::now() < until {
+        let mut until = Instant::now() + LEAVE;
+        let mut left = self.assigned.take().is_none();
+        if left {
+            until = Instant::now() + FAREWELL;
+        }
+        while Instant::now() < until {
             if let Err(trouble) = self.serve(Duration::from_millis(20)) {
                 self.note(&trouble);
-                break;
             }
-            for event in std::mem::take(&mut self.events) {
-                left |= matches!(event, RebalanceEvent::Revoked { .. });
-                if let Err(trouble) = self.rebalance(event) {
-                    self.note(&trouble);
+            // whatever the group says now, the answer is the same
+            while self.events.pop_front().is_some() {
+                if let Err(error) = self.consumer.unassign() {
+                    tracing::warn!(worker = self.number, %error, "giving partitions back");
+                }
+                if !left {
+                    left = true;
+                    until = Instant::now() + FAREWELL;
                 }
             }
-        }
-        // librdkafka sends its farewell once the fetchers have stopped, and not when it is being
-        // closed already
-        let until = Instant::now() + Duration::from_millis(300);
-        while Instant::now() < until {
-            drop(self.consumer.poll(Duration::from_millis(20)));
         }
         tracing::info!(worker = self.number, "left the group");
     }
@@ -506,8 +503,11 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // queues hold the consumer: tasks go first, and nobody is left to answer a revocation
+        // queues hold the consumer: tasks go first, and nobody is left to answer the group
         self.tasks.clear();
         self.consumer.context().close();
+        if let Err(error) = self.consumer.unassign() {
+            tracing::debug!(worker = self.number, %error, "giving partitions back");
+        }
     }
 }

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::dice::Dice;
-use super::scenario::{Allocation, Builder, Calendar, Scenario, Site, Tenant};
+use super::plan::{KeyBy, Plan};
+use super::population::Builder;
+use super::scenario::{Allocation, Calendar, Scenario, Site, Tenant};
 use super::telemetry::{Behaviour, telemetry};
 use super::truth::{self, Used};
 use crate::detector::event::{Kind, Telemetry, UsageEvent};
@@ -18,65 +20,7 @@ use crate::detector::time::{SECOND_NS, Span, Timestamp};
 
 /// Meters of an interval report over this long at most.
 const SPREAD: Span = Span::seconds(240);
-/// Disorder that leaves room for a late batch within the default `time.dedup_horizon`.
-pub const DISORDER_LIMIT: Span = Span::seconds(20 * 60);
 const MILLISECOND_NS: u64 = 1_000_000;
-
-/// What gives a record its partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum KeyBy {
-    Account,
-    Event,
-    None,
-}
-
-/// What to simulate.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    pub seed: u64,
-    pub start: Timestamp,
-    pub span: Span,
-    pub interval: Span,
-    pub partitions: u32,
-    pub key: KeyBy,
-    /// Background accounts, and the nodes spread over them by Zipf's law.
-    pub accounts: u32,
-    pub resources: u32,
-    pub scenarios: Vec<Scenario>,
-    /// Background nodes are rented all the time.
-    pub constant: bool,
-    /// Exact duplicates for each million events.
-    pub duplicates_per_million: u32,
-    pub disorder: Span,
-}
-
-impl Plan {
-    /// The number of intervals, or what is wrong with the plan.
-    fn ticks(&self) -> Result<u32, String> {
-        let (interval, span) = (self.interval, self.span);
-        if interval < Span::seconds(1) || interval > Span::days(1) {
-            return Err(format!("interval {interval} must be from 1s to 1d"));
-        }
-        if !interval.is_multiple_of(Span(MILLISECOND_NS)) {
-            return Err(format!("interval {interval} must be whole milliseconds"));
-        }
-        if span < interval || span > Span::days(3660) {
-            return Err(format!("span {span} must be from one interval to ten years"));
-        }
-        if self.start < Timestamp::EARLIEST || self.start.0 > Timestamp::LATEST.0 / 2 {
-            return Err(format!("start {} must lie between 2000 and 2234", self.start));
-        }
-        if self.partitions == 0 {
-            return Err("partitions must be at least 1".to_owned());
-        }
-        if self.disorder > DISORDER_LIMIT {
-            let (given, limit) = (self.disorder, DISORDER_LIMIT);
-            return Err(format!("disorder {given} must be at most {limit}"));
-        }
-        u32::try_from(span.0 / interval.0)
-            .map_err(|_| format!("span {span} has too many intervals of {interval}"))
-    }
-}
 
 /// A record to send, lent until the next one.
 #[derive(Debug, Clone)]
@@ -509,5 +453,90 @@ fn push_hex(text: &mut String, value: u32, width: u32) {
     for digit in (0..width).rev() {
         let nibble = value >> (4 * digit) & 0xf;
         text.push(char::from_digit(nibble, 16).expect("a nibble is one hexadecimal digit"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulate::plan::DISORDER_LIMIT;
+
+    fn plan() -> Plan {
+        Plan {
+            seed: 1,
+            start: Timestamp(1_767_571_200 * SECOND_NS),
+            span: Span::days(2),
+            interval: Span::hours(1),
+            partitions: 3,
+            key: KeyBy::None,
+            accounts: 50,
+            resources: 500,
+            scenarios: vec![Scenario::Corrections],
+            constant: true,
+            duplicates_per_million: 100_000,
+            disorder: Span::seconds(120),
+        }
+    }
+
+    #[test]
+    fn a_duplicate_follows_its_event_into_the_same_partition() {
+        for key in [KeyBy::Account, KeyBy::Event, KeyBy::None] {
+            let mut cloud = Cloud::new(Plan { key, ..plan() }).expect("a sound plan");
+            let mut partition_of = BTreeMap::new();
+            let mut duplicates = 0;
+            while let Some(sent) = cloud.next() {
+                let id = sent.event.id.into_owned();
+                if sent.duplicate {
+                    duplicates += 1;
+                    assert_eq!(partition_of.get(&id), Some(&sent.partition), "{id}");
+                } else {
+                    assert_eq!(partition_of.insert(id, sent.partition), None, "ids are unique");
+                }
+            }
+            assert!(duplicates > 1000, "{duplicates}");
+        }
+    }
+
+    #[test]
+    fn no_record_is_beyond_the_default_horizon_and_long_outages_are_late() {
+        let horizon = Span::hours(2);
+        let disorder = DISORDER_LIMIT;
+        let mut cloud = Cloud::new(Plan { disorder, ..plan() }).expect("a sound plan");
+        let mut stream_time = [Timestamp(0); 3];
+        let mut late = 0;
+        while let Some(sent) = cloud.next() {
+            let stream_time = &mut stream_time[sent.partition as usize];
+            assert!(sent.event.time >= stream_time.minus(horizon), "{}", sent.event.id);
+            *stream_time = sent.event.time.max(*stream_time);
+            let delay = sent.event.time.since(sent.event.end);
+            late += u32::from(delay > Span::hours(3) && sent.event.kind == Kind::Usage);
+        }
+        assert!(late > 0, "the longer outage's records are stamped when they are sent");
+    }
+
+    #[test]
+    fn constant_nodes_report_once_an_interval_and_sizes_follow_zipf() {
+        let scenarios = Vec::new();
+        let quiet = Plan { scenarios, duplicates_per_million: 0, resources: 20_000, ..plan() };
+        let mut cloud = Cloud::new(quiet).expect("a sound plan");
+        let mut events = 0_u64;
+        while cloud.next().is_some() {
+            events += 1;
+        }
+        assert_eq!(events, 20_000 * 48);
+        // 20,000 over 1 + 1/2 + ... + 1/50 = 4.499: 4,445 nodes for the first, a tenth of them for
+        // the tenth
+        let nodes = |rank: usize| cloud.used()[rank - 1].events / 48;
+        assert!((4200..4700).contains(&nodes(1)), "{}", nodes(1));
+        assert!((380..510).contains(&nodes(10)), "{}", nodes(10));
+    }
+
+    #[test]
+    fn a_plan_that_makes_no_sense_is_refused() {
+        let refused = |plan: Plan| Cloud::new(plan).expect_err("refused");
+        assert!(refused(Plan { interval: Span(1), ..plan() }).contains("from 1s to 1d"));
+        assert!(refused(Plan { span: Span::seconds(60), ..plan() }).contains("one interval"));
+        assert!(refused(Plan { partitions: 0, ..plan() }).contains("at least 1"));
+        assert!(refused(Plan { start: Timestamp(0), ..plan() }).contains("2000"));
     }
 }

@@ -64,3 +64,19 @@ pub const VCPU: &Hardware = &Hardware {
 
 /// Everything that may occur.
 pub const ALL: [&Hardware; 8] = [H100, H200, A100, L40S, L4, TPU_V5P, P5, VCPU];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detector::catalogue::Catalogue;
+
+    #[test]
+    fn the_shipped_catalogue_knows_all_of_it_and_agrees() {
+        let catalogue = Catalogue::shipped();
+        for hardware in ALL {
+            let resolved = catalogue.resolve(hardware.accelerator, hardware.instance_type);
+            assert!(!resolved.unknown, "{hardware:?}");
+            assert_eq!((resolved.count, resolved.peaks), (hardware.count, hardware.peaks));
+        }
+    }
+}

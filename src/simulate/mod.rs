@@ -8,12 +8,15 @@ pub mod cloud;
 mod dice;
 pub mod encode;
 pub mod hardware;
+pub mod plan;
+mod population;
 pub mod publish;
 pub mod scenario;
 pub mod telemetry;
 pub mod trace;
 pub mod truth;
 
-pub use cloud::{Cloud, KeyBy, Plan, Sent};
+pub use cloud::{Cloud, Sent};
+pub use plan::{KeyBy, Plan};
 pub use scenario::Scenario;
 pub use trace::Trace;

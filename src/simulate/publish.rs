@@ -51,12 +51,14 @@ impl Publisher {
         let refuse = |detail: String| {
             Fatal::Broker(format!("{topic}: {detail}; `flopwatch topics` creates the topics"))
         };
+        // of all topics: a broker may make the one that is asked for, with any number
         let metadata = self
             .producer
             .client()
-            .fetch_metadata(Some(topic), TIMEOUT)
+            .fetch_metadata(None, TIMEOUT)
             .map_err(|error| refuse(format!("its partitions cannot be asked for: {error}")))?;
-        let found = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        let found = found.map_or(0, |topic| topic.partitions().len());
         match u32::try_from(found) {
             Ok(count) if count > 0 => Ok(count),
             Ok(_) | Err(_) => Err(refuse("there is no such topic".to_owned())),
@@ -95,7 +97,7 @@ impl Publisher {
     }
 
     /// Waits until the broker has everything.
-    pub fn finish(self, topic: &str) -> Result<(), Fatal> {
+    pub fn finish(&self, topic: &str) -> Result<(), Fatal> {
         let sent = self.producer.flush(Duration::from_secs(120));
         sent.map_err(|error| Fatal::Broker(format!("{topic}: not all was written: {error}")))?;
         self.fatal(topic)

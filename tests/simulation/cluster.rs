@@ -328,10 +328,8 @@ impl<'a> Cluster<'a> {
         let mut transaction = self.transaction(process);
         match self.planted {
             Some(Fault::SkipChangelogWrite) => {
-                let first = transaction
-                    .records
-                    .iter()
-                    .position(|(at, _, _)| at.0 == Topic::AccountState);
+                let first =
+                    transaction.records.iter().position(|(at, _, _)| at.0 == Topic::AccountState);
                 first.map(|index| transaction.records.remove(index));
             }
             Some(Fault::CommitPositionsFirst) => {

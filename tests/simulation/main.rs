@@ -50,7 +50,11 @@ impl Sink for Result {
         Ok(())
     }
 
-    fn dead_letter(&mut self, source: usize, letter: &DeadLetter) -> std::result::Result<(), Fatal> {
+    fn dead_letter(
+        &mut self,
+        source: usize,
+        letter: &DeadLetter,
+    ) -> std::result::Result<(), Fatal> {
         let partition = u32::try_from(source).expect("few sources");
         let known =
             self.dead_letters.insert((partition, letter.offset), letter.invalid.reason.name());
@@ -110,10 +114,7 @@ fn faults_change_nothing_that_is_published() {
 fn a_seed_runs_the_same_every_time() {
     let (world, mut random) = world_of(7);
     let (again, mut random_again) = world_of(7);
-    assert_eq!(
-        disturbed(&world, &mut random, None),
-        disturbed(&again, &mut random_again, None)
-    );
+    assert_eq!(disturbed(&world, &mut random, None), disturbed(&again, &mut random_again, None));
 }
 
 #[test]

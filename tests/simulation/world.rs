@@ -140,8 +140,8 @@ fn usage(
             let bytes = event.encode_to_vec();
             events.push(if random.random_bool(0.02) { b"broken".to_vec() } else { bytes });
             if random.random_bool(0.1) {
-                let earlier = events[events.len() - 1 - random.random_range(0..events.len().min(9))]
-                    .clone();
+                let earlier =
+                    events[events.len() - 1 - random.random_range(0..events.len().min(9))].clone();
                 events.push(earlier);
             }
         }
@@ -149,12 +149,7 @@ fn usage(
     events
 }
 
-fn event(
-    random: &mut ChaCha8Rng,
-    id: &str,
-    account: &str,
-    hour: Timestamp,
-) -> proto::UsageEvent {
+fn event(random: &mut ChaCha8Rng, id: &str, account: &str, hour: Timestamp) -> proto::UsageEvent {
     let time = hour.plus(Span::seconds(random.random_range(0..3600)));
     let correction = random.random_bool(0.1);
     // most usage is of the last hours, some of it days late

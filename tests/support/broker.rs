@@ -119,6 +119,15 @@ impl Broker {
         for result in gone.expect("topics can be deleted") {
             result.expect("the topic is deleted");
         }
+        let client: BaseConsumer = self.client().create().expect("a client");
+        let deadline = Instant::now() + CALL;
+        let is_there = || {
+            let metadata = client.fetch_metadata(Some(name), CALL).expect("metadata");
+            metadata.topics().first().is_some_and(|topic| topic.error().is_none())
+        };
+        while is_there() {
+            assert!(Instant::now() < deadline, "topic {name} stays");
+        }
     }
 
     /// Removes what lies before `offset`, as retention would.

@@ -192,6 +192,10 @@ impl World {
     pub(crate) fn prepare(&self, config: &Config) {
         let partitions = u32::try_from(self.partitions.len()).expect("few partitions");
         topology::create(config, Some(partitions)).expect("topics can be made");
+        self.send_accounts(config);
+    }
+
+    pub(crate) fn send_accounts(&self, config: &Config) {
         let publisher = publisher(config);
         for (key, value) in &self.accounts {
             let topic = &config.topics.accounts;
