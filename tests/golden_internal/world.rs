@@ -1,4 +1,4 @@
-//! A small fixed cloud: what every kind of internal and changelog record has in it, in six commits.
+//! A small fixed cloud: what every kind of internal and changelog record has in it, in seven commits.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -154,6 +154,12 @@ pub(crate) fn arrivals() -> Vec<Arrival> {
         },
         Arrival {
             usage: [vec![event("b-4", "beta", 2.0, 8640, 8700)], Vec::new()],
+            second_is_idle: true,
+            ..Arrival::default()
+        },
+        Arrival {
+            // whole blocks of daily slices have gone
+            usage: [vec![event("b-5", "beta", 2.0, 28_800, 28_860)], Vec::new()],
             second_is_idle: true,
             ..Arrival::default()
         },
