@@ -109,12 +109,12 @@ struct Replay {
 impl Replay {
     fn new(rules: &Arc<Rules>, policies: &Arc<Policies>, sources: &[Box<dyn Source + '_>]) -> Self {
         let count = u32::try_from(sources.len()).expect("fewer than 2^32 sources");
-        let meter = |(partition, source): (u32, &Box<dyn Source + '_>)| {
+        let meters = (0..).zip(sources).map(|(partition, source)| {
             let meter = Meter::new(Arc::clone(rules), partition, count, 1);
             if source.is_text() { meter.over_lines() } else { meter }
-        };
+        });
         Self {
-            meters: (0..).zip(sources).map(meter).collect(),
+            meters: meters.collect(),
             account: Account::new(Arc::clone(rules), Arc::clone(policies), 0, 1),
             group: Group::new(Arc::clone(rules), Arc::clone(policies)),
             tally: Tally::default(),
