@@ -235,6 +235,7 @@ impl Replay {
     /// Every watermark goes to infinity.
     fn finish(mut self, sink: &mut dyn Sink) -> Result<Outcome, Fatal> {
         if let Some(last) = self.meters.iter().filter_map(Meter::stream_time).max() {
+            self.group.end_at(last);
             let mut outbox = Outbox::without_changes();
             self.account.finish(last, &mut outbox);
             self.account.seal(&mut outbox);

@@ -89,10 +89,16 @@ impl Group {
         self.groups.len()
     }
 
-    /// The input has ended: applies every sum in order, and judges up to `stream_time`.
+    /// The usage has ended at `stream_time`: no later slice end is judged, though ACCOUNT's last
+    /// steps, which are yet to come, may lie behind it.
+    pub fn end_at(&mut self, stream_time: Timestamp) {
+        self.last_judged = Some(stream_time.floor(self.rules.finest().slice));
+    }
+
+    /// ACCOUNT has finished: applies every sum in order, and judges up to `stream_time`.
     pub fn finish(&mut self, stream_time: Timestamp, outbox: &mut Outbox) {
+        self.end_at(stream_time);
         let last = stream_time.floor(self.rules.finest().slice);
-        self.last_judged = Some(last);
         let last_step = last.plus(self.rules.time.lateness);
         while let Some((step, entries)) = self.align.next_final_step(last_step) {
             self.step(step, entries, outbox);

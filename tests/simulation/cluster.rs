@@ -138,8 +138,10 @@ impl<'a> Cluster<'a> {
     /// ACCOUNT to its end, then GROUP over all that ACCOUNT sent.
     fn close(&mut self, process: &mut Process, last: Timestamp) {
         for task in &mut process.tasks {
-            if let Machine::Account(account) = &mut task.machine {
-                account.finish(last, &mut task.outbox);
+            match &mut task.machine {
+                Machine::Account(account) => account.finish(last, &mut task.outbox),
+                Machine::Group(group) => group.end_at(last),
+                Machine::Meter(_) => {}
             }
         }
         self.drain(process);

@@ -67,7 +67,9 @@ impl<'a> History<'a> {
     /// Whether a slice has not left its tier before the judgement of `end`: what ended at or before
     /// `judged - keep` left after each earlier judgement.
     fn is_kept(&self, tier: Tier, slice_end: Nanos, end: Nanos) -> bool {
-        slice_end > end - self.finest().slice - tier.keep
+        let last_to_leave = end - self.finest().slice - tier.keep;
+        slice_end > last_to_leave
+            || (slice_end == last_to_leave && self.fault == Fault::KeepsASliceTooLong)
     }
 
     pub(crate) fn judge(&'a self, end: Nanos) -> Judgement<'a> {
@@ -143,7 +145,7 @@ impl<'a> Judgement<'a> {
             .any(|tier| self.history.is_kept(*tier, ceil_to(part.slice_end, tier.slice), self.end))
     }
 
-    fn keys_of(&self, scope: Scope, part: &Part) -> Option<String> {
+    fn key_of(&self, scope: Scope, part: &Part) -> Option<String> {
         let standing = &self.standings[part.account.as_str()];
         match scope {
             Scope::Account => Some(part.account.clone()),
@@ -155,10 +157,24 @@ impl<'a> Judgement<'a> {
         }
     }
 
+    fn is_of(&self, scope: Scope, key: &str, part: &Part) -> bool {
+        let standing = &self.standings[part.account.as_str()];
+        match scope {
+            Scope::Account => part.account == key,
+            Scope::Site => {
+                let fabric =
+                    key.strip_prefix(&part.account).and_then(|rest| rest.strip_prefix('@'));
+                !part.fabric.is_empty() && fabric == Some(part.fabric.as_str())
+            }
+            Scope::Owner => standing.owner == key,
+            Scope::Country => standing.country == key,
+        }
+    }
+
     /// Keys that have a retained slice in any tier.
     pub(crate) fn keys(&self, scope: Scope) -> BTreeSet<String> {
         let kept = self.visible.iter().filter(|part| self.is_kept_somewhere(part));
-        kept.filter_map(|part| self.keys_of(scope, part)).collect()
+        kept.filter_map(|part| self.key_of(scope, part)).collect()
     }
 
     /// The accounts of a key with a retained slice, in order of id, as they stand.
@@ -166,8 +182,7 @@ impl<'a> Judgement<'a> {
         let accounts: BTreeSet<&str> = self
             .visible
             .iter()
-            .filter(|part| self.is_kept_somewhere(part))
-            .filter(|part| self.keys_of(scope, part).as_deref() == Some(key))
+            .filter(|part| self.is_of(scope, key, part) && self.is_kept_somewhere(part))
             .map(|part| part.account.as_str())
             .collect();
         accounts
@@ -214,7 +229,7 @@ impl<'a> Judgement<'a> {
         for part in &self.visible {
             let slice_end = ceil_to(part.slice_end, tier.slice);
             let inside = first < slice_end && slice_end <= last;
-            if inside && self.keys_of(scope, part).as_deref() == Some(key) {
+            if inside && self.is_of(scope, key, part) {
                 let slice = window.slices.entry(slice_end).or_default();
                 *slice = slice.plus(part.amount);
                 window.sum = window.sum.plus(part.amount);
@@ -275,6 +290,7 @@ impl<'a> Judgement<'a> {
         let finest = self.history.finest();
         let belongs = |part: &Part, step: Nanos| match scope {
             Scope::Account => part.account == key,
+            Scope::Owner if step == self.step() => self.is_of(scope, key, part),
             Scope::Owner => self.history.standing(&part.account, step).owner == key,
             Scope::Site | Scope::Country => false,
         };
@@ -284,8 +300,17 @@ impl<'a> Judgement<'a> {
             let left_after = ceil_to(part.slice_end + finest.keep, finest.slice);
             let decided = if kept { self.step() } else { self.history.step_judging(left_after) };
             let applied = self.history.step_of(part);
-            let in_time = applied <= decided;
-            if belongs(part, if in_time { decided } else { applied }) {
+            let fault = self.history.fault;
+            let in_time = applied <= decided || fault == Fault::NeverFixesActivity;
+            let owned = match (fault, in_time) {
+                (Fault::MovesRunsWithTheirOwner, _) => self.step(),
+                (_, true) => decided,
+                (_, false) => applied,
+            };
+            if !in_time && fault == Fault::LosesLateSumsOfARun {
+                continue;
+            }
+            if belongs(part, owned) {
                 let (fixed, all) = slices.entry(part.slice_end).or_default();
                 if in_time {
                     *fixed = fixed.plus(part.amount);

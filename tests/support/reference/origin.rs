@@ -33,7 +33,7 @@ fn entry_at<'a>(
     let due = |line: &&DirectoryLine| {
         updated(line) < step || (updated(line) == step && fault != Fault::DirectoryOneStepLate)
     };
-    Some(lines.filter(due).last().unwrap_or(first)).filter(|line| !line.deleted)
+    Some(lines.rfind(due).unwrap_or(first)).filter(|line| !line.deleted)
 }
 
 /// Two letters of either case; `ZZ` is no known country.
