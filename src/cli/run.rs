@@ -137,9 +137,10 @@ impl<'a> Reload<'a> {
         self.fingerprint = fingerprint;
         match config::load_policies(self.source) {
             Ok(policies) => {
-                tracing::info!(policies = policies.list.len(), "policies reloaded");
-                metrics::policies_reloaded(true);
+                let count = policies.list.len();
                 service.set_policies(&Arc::new(policies));
+                metrics::policies_reloaded(true);
+                tracing::info!(policies = count, "policies reloaded");
             }
             Err(error) => {
                 tracing::error!(%error, "changed policies refused: the old ones stay in force");

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 
 use super::changelog::{Reader, Writer, damaged};
-use super::decode::decode;
+use super::decode::{decode, decode_line};
 use super::dedup::{BlockChange, Dedup, Identity};
 use super::event::{Kind, Record, UsageEvent};
 use super::internal::{self, AccountSum, UsagePacker};
@@ -34,6 +34,8 @@ pub struct Meter {
     targets: u32,
     /// Usage partitions that exist, as far as the shell knows.
     partitions: u32,
+    /// Records are lines of a text file.
+    lines: bool,
     stream_time: Option<Timestamp>,
     idle: bool,
     dedup: Dedup,
@@ -76,6 +78,7 @@ impl Meter {
             partition,
             targets,
             partitions,
+            lines: false,
             stream_time: None,
             idle: false,
             dedup: Dedup::default(),
@@ -88,6 +91,12 @@ impl Meter {
             logged: None,
             removed: Vec::new(),
         }
+    }
+
+    /// Its records are lines of text: what is no JSON object is refused, never read as protobuf.
+    #[must_use]
+    pub fn over_lines(self) -> Self {
+        Self { lines: true, ..self }
     }
 
     /// The partition's stream time, floored to the epoch.
@@ -168,7 +177,11 @@ impl Meter {
         record: &Record<'a>,
         outbox: &mut Outbox,
     ) -> Result<Option<(UsageEvent<'a>, Identity)>, Invalid> {
-        let mut event = decode(&self.rules.input, record)?;
+        let mut event = if self.lines {
+            decode_line(&self.rules.input, record)?
+        } else {
+            decode(&self.rules.input, record)?
+        };
         outbox.tally.telemetry_dropped += event.telemetry.drop_impossible();
         event.validate(&self.rules.time, record.timestamp)?;
         self.invalid_in_a_row = 0;

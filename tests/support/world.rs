@@ -320,7 +320,7 @@ fn restore<E: std::fmt::Debug>(
     }
 }
 
-fn publisher(config: &Config) -> Publisher {
+pub(crate) fn publisher(config: &Config) -> Publisher {
     Publisher::new(&config.kafka.bootstrap_servers, &config.kafka.client).expect("a producer")
 }
 
