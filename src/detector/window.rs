@@ -66,9 +66,9 @@ impl Block {
     }
 
     fn range(self, rules: &TierRules) -> std::ops::Range<Timestamp> {
-        let slice_number = self.number * BLOCK_SLICES;
-        Timestamp(slice_number * rules.slice.0)
-            ..Timestamp((slice_number + BLOCK_SLICES) * rules.slice.0)
+        let length = BLOCK_SLICES * rules.slice.0;
+        let start = self.number * length;
+        Timestamp(start)..Timestamp(start.saturating_add(length))
     }
 }
 
@@ -303,6 +303,9 @@ impl Windows {
     ) -> Result<(), StageError> {
         let tier = usize::from(block.tier);
         let rule = rules.get(tier).ok_or_else(|| damaged("a configured tier"))?;
+        if block.number > Timestamp::LIMIT.0 / (BLOCK_SLICES * rule.slice.0) {
+            return Err(damaged("a block before 2525"));
+        }
         let ends: Vec<Timestamp> =
             self.tiers[tier].slices.range(block.range(rule)).map(|(end, _)| *end).collect();
         for end in ends {
@@ -317,7 +320,8 @@ impl Windows {
             if within >= BLOCK_SLICES {
                 return Err(damaged("a slice within its block"));
             }
-            let end = Timestamp((block.number * BLOCK_SLICES + within) * rule.slice.0);
+            let number = block.number * BLOCK_SLICES + within;
+            let end = Timestamp(number.saturating_mul(rule.slice.0));
             let count = reader.small()?;
             let mut cells = Vec::new();
             for _ in 0..count {
@@ -332,7 +336,7 @@ impl Windows {
 
     /// The slot of a place that may be restored later than its cells.
     fn slot(&mut self, index: u32) -> Result<&mut PlaceSlot, StageError> {
-        const LIMIT: u32 = 1 << 24;
+        const LIMIT: u32 = 1 << 20;
         if index >= LIMIT {
             return Err(damaged("a place index"));
         }
