@@ -241,7 +241,7 @@ impl Replay {
             self.account.seal(&mut outbox);
             self.take_account_outputs(outbox)?;
             let mut outbox = Outbox::without_changes();
-            self.group.finish(last, &mut outbox);
+            self.group.finish(last, &mut outbox).map_err(stopped)?;
             self.take_group_outputs(outbox);
             self.hand_on_alerts(sink)?;
         }

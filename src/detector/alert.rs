@@ -354,6 +354,9 @@ impl Episode {
     fn read_fired(&self, reader: &mut Reader<'_>) -> Result<Fired, StageError> {
         let (first_at, report_due) = (reader.time()?, reader.optional_time()?);
         let (revision, last_at) = (reader.small()?, reader.time()?);
+        if revision == u32::MAX {
+            return Err(damaged("a revision that others can follow"));
+        }
         let (last_flop, unmet_since) = (reader.float()?, reader.optional_time()?);
         let title = reader.text()?.to_owned();
         let severity = reader.text()?;

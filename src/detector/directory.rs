@@ -191,7 +191,7 @@ impl Facts {
             let country = Country::parse(reader.text()?).ok_or_else(|| damaged("a country"))?;
             entry.access_countries.push(country);
         }
-        entry.updated = reader.time()?;
+        entry.updated = reader.any_time()?;
         Ok(Self::Known(entry))
     }
 }

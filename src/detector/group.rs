@@ -105,14 +105,19 @@ impl Group {
     }
 
     /// ACCOUNT has finished: applies every sum in order, and judges up to `stream_time`.
-    pub fn finish(&mut self, stream_time: Timestamp, outbox: &mut Outbox) {
+    pub fn finish(
+        &mut self,
+        stream_time: Timestamp,
+        outbox: &mut Outbox,
+    ) -> Result<(), StageError> {
         self.end_at(stream_time);
         let last = stream_time.floor(self.rules.finest().slice);
         let last_step = last.plus(self.rules.time.lateness);
         while let Some((step, entries)) = self.align.next_final_step(last_step) {
-            self.step(step, entries, outbox);
+            self.step(step, entries, outbox)?;
         }
         self.expire(last);
+        Ok(())
     }
 
     /// Every retained slice of the finest tier, by scope and key, with its sum.
@@ -148,7 +153,7 @@ impl Stage for Group {
         self.align.read(record.offset, usage.announcement, entries.map(|entry| (tag, entry)));
         self.align_changed = true;
         while let Some((step, entries)) = self.align.next_step() {
-            self.step(step, entries, outbox);
+            self.step(step, entries, outbox)?;
         }
         Ok(())
     }
@@ -202,14 +207,20 @@ impl Stage for Group {
 
 /// One step.
 impl Group {
-    fn step(&mut self, step: Timestamp, entries: Vec<Entry>, outbox: &mut Outbox) {
+    fn step(
+        &mut self,
+        step: Timestamp,
+        entries: Vec<Entry>,
+        outbox: &mut Outbox,
+    ) -> Result<(), StageError> {
         let judged = self.rules.judged(step.minus(self.rules.time.epoch));
         self.expire(judged);
         for entry in entries {
-            self.apply(entry, judged);
+            self.apply(entry, judged)?;
         }
         self.judge(step, outbox);
         outbox.tally.steps += 1;
+        Ok(())
     }
 
     fn expire(&mut self, judged: Timestamp) {
@@ -225,7 +236,7 @@ impl Group {
         }
     }
 
-    fn apply(&mut self, entry: Entry, judged: Timestamp) {
+    fn apply(&mut self, entry: Entry, judged: Timestamp) -> Result<(), StageError> {
         let key = match &entry {
             Entry::Sum(sum) => sum.group,
             Entry::Membership(membership) => membership.group,
@@ -246,10 +257,11 @@ impl Group {
                 ),
             },
             Entry::Membership(membership) => {
-                group.apply_membership(&membership, self.names.text(membership.account));
+                group.apply_membership(&membership, self.names.text(membership.account))?;
             }
         }
         self.touched.insert(key);
+        Ok(())
     }
 
     fn judge(&mut self, step: Timestamp, outbox: &mut Outbox) {
@@ -321,22 +333,26 @@ impl GroupState {
         Self { sums: KeyState::new(rules), accounts: BTreeMap::new(), members: 0 }
     }
 
-    fn apply_membership(&mut self, membership: &Membership, account: &str) {
+    fn apply_membership(
+        &mut self,
+        membership: &Membership,
+        account: &str,
+    ) -> Result<(), StageError> {
         self.sums.head_changed = true;
         if membership.group.scope == Scope::Country {
-            if membership.member {
-                self.members += 1;
-            } else {
+            let members = match membership.member {
+                true => self.members.checked_add(1),
                 // only members leave, unless retention took the record by which one joined
-                self.members = self.members.saturating_sub(1);
-            }
+                false => Some(self.members.saturating_sub(1)),
+            };
+            self.members = members.ok_or_else(|| damaged("a count of members"))?;
         } else if membership.member {
-            let facts =
-                Reader::new(&membership.facts).and_then(|mut facts| Facts::read(&mut facts));
-            self.accounts.insert(account.into(), facts.unwrap_or_default());
+            let facts = Facts::read(&mut Reader::new(&membership.facts)?)?;
+            self.accounts.insert(account.into(), facts);
         } else {
             self.accounts.remove(account);
         }
+        Ok(())
     }
 
     fn is_over(&self) -> bool {

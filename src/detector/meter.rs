@@ -217,8 +217,8 @@ impl Meter {
         self.stream_time = self.stream_time.max(Some(event.time));
         let tag = self.watermark().expect("an event was counted");
         let slice = self.rules.finest().slice;
-        let judged = event.start.slice_end(slice).plus(self.rules.time.lateness);
-        if event.kind == Kind::Usage && tag >= judged {
+        let judged = tag.minus(self.rules.time.lateness);
+        if event.kind == Kind::Usage && judged >= event.start.slice_end(slice) {
             outbox.tally.late += 1;
         }
         outbox.tally.counted += 1;

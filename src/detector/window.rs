@@ -391,6 +391,9 @@ impl Windows {
     ) -> Result<(), StageError> {
         let tier = usize::from(id.tier);
         let rules = rules.get(tier).ok_or_else(|| damaged("a configured tier"))?;
+        if id.number > Timestamp::LIMIT.0 / (SLICES * rules.slice.0) {
+            return Err(damaged("a block of accepted years"));
+        }
         let block = value.map(|value| Block::restore(id.number, value)).transpose()?;
         // the last slice of the block that holds cells
         let mut last = None;
@@ -411,17 +414,15 @@ impl Windows {
             tier.blocks.insert(at, block);
         }
         if let Some(within) = last {
-            let slice = id.number.checked_mul(SLICES).and_then(|base| base.checked_add(within));
-            let end = slice.and_then(|slice| slice.checked_mul(rules.slice.0));
-            let end = end.ok_or_else(|| damaged("a block number"))?;
-            tier.newest = tier.newest.max(Timestamp(end));
+            let end = Timestamp((id.number * SLICES + within) * rules.slice.0);
+            tier.newest = tier.newest.max(end);
         }
         Ok(())
     }
 
     /// The slot of a place that may be restored later than its cells.
     fn slot(&mut self, index: u32) -> Result<&mut PlaceSlot, StageError> {
-        const LIMIT: u32 = 1 << 24;
+        const LIMIT: u32 = 1 << 20;
         if index >= LIMIT {
             return Err(damaged("a place index"));
         }

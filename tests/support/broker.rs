@@ -1,6 +1,6 @@
 //! A real Kafka for the tests of one binary: started once on free loopback ports, ended with it.
 
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -27,6 +27,15 @@ pub(crate) struct Broker {
     script: Child,
 }
 
+/// What `start.sh` adds to a broker.
+#[derive(Debug, Default)]
+pub(crate) struct Extra {
+    /// Lines of server.properties.
+    pub(crate) properties: String,
+    /// Arguments for formatting the storage.
+    pub(crate) format: String,
+}
+
 /// A record as read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Kept {
@@ -41,17 +50,23 @@ impl Broker {
     /// The broker that all tests of this binary share.
     pub(crate) fn shared() -> &'static Self {
         static BROKER: OnceLock<Broker> = OnceLock::new();
-        BROKER.get_or_init(Self::start)
+        BROKER.get_or_init(|| Self::start(|_, _| Extra::default()))
     }
 
-    fn start() -> Self {
+    /// Starts one with more settings, which may depend on its plain and its controller's port.
+    pub(crate) fn start(extra: impl FnOnce(u16, u16) -> Extra) -> Self {
         let (port, controller) = (free_port(), free_port());
+        let extra = extra(port, controller);
+        let mut properties = tempfile::NamedTempFile::new().expect("a file of settings");
+        properties.write_all(extra.properties.as_bytes()).expect("settings can be written");
         let log = tempfile::tempfile().expect("a log file");
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let script = Command::new(root.join("tests/support/kafka/start.sh"))
             .env("PORT", port.to_string())
             .env("CONTROLLER_PORT", controller.to_string())
             .env("UNTIL_EOF", "1")
+            .env("PROPERTIES", properties.path())
+            .env("FORMAT", extra.format)
             .env_remove("DATA")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -245,7 +260,7 @@ pub(crate) fn wait_for<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("its number").port()
 }
