@@ -85,8 +85,8 @@ fn serve(
     Ok(())
 }
 
-/// SIGTERM and SIGINT as messages.
-fn signals() -> Result<Receiver<&'static str>, Fatal> {
+/// SIGTERM and SIGINT as messages. The second one ends the process as if we had not listened.
+pub(crate) fn signals() -> Result<Receiver<&'static str>, Fatal> {
     let failed = |error: std::io::Error| Fatal::Internal(format!("listening to signals: {error}"));
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
