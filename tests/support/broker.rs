@@ -69,10 +69,7 @@ impl Broker {
     }
 
     /// Starts one with more settings, which may depend on its plain and its controller's port.
-    pub(crate) fn start_with(
-        data: Option<&Path>,
-        extra: impl FnOnce(u16, u16) -> Extra,
-    ) -> Self {
+    pub(crate) fn start_with(data: Option<&Path>, extra: impl FnOnce(u16, u16) -> Extra) -> Self {
         let (port, controller) = (free_port(), free_port());
         let proxied = (free_port(), free_port());
         let (extra, data) = (extra(port, controller), data.map(Path::to_path_buf));
