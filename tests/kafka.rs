@@ -9,6 +9,8 @@ use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use broker::Broker;
@@ -75,14 +77,20 @@ impl Member {
 /// A real process of the program.
 struct Process {
     child: Child,
-    log: Lines<BufReader<ChildStderr>>,
+    log: Option<Lines<BufReader<ChildStderr>>>,
     file: PathBuf,
     _directory: TempDir,
 }
 
 impl Process {
     fn run(name: &str, instance: &str, workers: usize) -> Self {
+        Self::run_with(name, instance, workers, "")
+    }
+
+    /// With `more` settings.
+    fn run_with(name: &str, instance: &str, workers: usize, more: &str) -> Self {
         let (directory, file) = config_file(name, instance, workers, &Broker::shared().address);
+        append_to(&file, more);
         let mut child = Command::new(env!("CARGO_BIN_EXE_flopwatch"))
             .args(["run", "--config"])
             .arg(&file)
@@ -91,7 +99,7 @@ impl Process {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
-        let log = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+        let log = Some(BufReader::new(child.stderr.take().expect("a pipe")).lines());
         Self { child, log, file, _directory: directory }
     }
 
@@ -102,12 +110,24 @@ impl Process {
 
     /// Reads its log until a line holds `text`.
     fn await_line(&mut self, text: &str) {
-        let found = self.log.by_ref().map_while(Result::ok).any(|line| line.contains(text));
+        let log = self.log.as_mut().expect("not given away");
+        let found = log.map_while(Result::ok).any(|line| line.contains(text));
         assert!(found, "the log ends without {text:?}");
     }
 
     fn end(mut self) -> ExitStatus {
         self.child.wait().expect("the program ends")
+    }
+
+    /// Waits for the program to end by itself: its exit code and the last line that it wrote.
+    fn failed(mut self) -> (Option<i32>, String) {
+        let log = self.log.take().expect("read once");
+        let (sender, last) = channel();
+        // the log ends with the program; one that hangs must not take the test along
+        let read = move || sender.send(log.map_while(Result::ok).last()).unwrap_or_default();
+        thread::spawn(read);
+        let last = last.recv_timeout(PATIENCE).expect("the program ends");
+        (self.child.wait().expect("its end").code(), last.unwrap_or_default())
     }
 }
 
@@ -180,6 +200,11 @@ fn one_process_over_usage_keyed_by_event_equals_replay() {
 #[test]
 fn three_processes_over_usage_keyed_by_event_equal_replay() {
     run_equals_replay("three-event", KeyBy::Event, 3);
+}
+
+#[test]
+fn one_process_over_unkeyed_usage_equals_replay() {
+    run_equals_replay("one-none", KeyBy::None, 1);
 }
 
 #[test]
@@ -486,6 +511,40 @@ fn state_without_a_position_stops_the_start() {
     let fatal = Member::start(deployment(), Options::default()).await_failure();
     assert!(matches!(fatal, Fatal::State(_)), "{fatal}");
     assert!(fatal.to_string().contains("delete the state topics"), "{fatal}");
+}
+
+/// Many records are in the worker's hands when it gives up.
+#[test]
+fn too_many_invalid_records_end_the_process_with_its_line_and_code() {
+    let name = "nonsense";
+    let mut world = World::new(53, KeyBy::Account, 2);
+    world.partitions[1] = vec![(None, b"nonsense".to_vec()); 3000];
+    world.prepare(&config(name, "a", 1));
+    world.send(&config(name, "a", 1), 0, 100);
+    let more = "[dead_letter]\nmax_consecutive = 10\n";
+    let (code, last) = Process::run_with(name, "a", 1, more).failed();
+    assert_eq!(code, Some(1), "{last}");
+    let start = "error: input: topic \"nonsense.usage\", partition 1: 10 invalid records in a row";
+    assert!(last.starts_with(start), "{last}");
+}
+
+/// Many records are in the restore's hands when it gives up.
+#[test]
+fn state_built_under_other_rules_ends_the_process_with_its_line_and_code() {
+    let name = "other-rules";
+    let world = World::new(59, KeyBy::Account, 2);
+    let deployment = config(name, "a", 1);
+    world.prepare(&deployment);
+    let first = Member::start(config(name, "a", 1), Options::default());
+    for share in [20, 40, 60] {
+        world.send(&deployment, share - 20, share);
+        let sent = world.partitions.iter().map(|p| p.len() * share / 100).collect::<Vec<_>>();
+        await_positions(name, &deployment.topics.usage, &sent);
+    }
+    first.stop();
+    let (code, last) = Process::run_with(name, "a", 1, "[time]\nepoch = \"15m\"\n").failed();
+    assert_eq!(code, Some(1), "{last}");
+    assert!(last.starts_with("error: state: ") && last.contains("another time.epoch"), "{last}");
 }
 
 #[test]

@@ -190,17 +190,16 @@ fn advance(
     batch: &mut Batch,
     began: Instant,
 ) -> Result<bool, Trouble> {
-    batch.fill(&reading.queue, Duration::from_millis(5));
     let mut complete = false;
     let mut bytes = 0_u64;
-    let Reading { tasks: restored, changelog, low, mark, reached, records, .. } = reading;
+    let Reading { tasks: restored, changelog, queue, low, mark, reached, records } = reading;
     let TopicPartition { topic, partition } = &*changelog;
     let unreadable = |detail: &dyn std::fmt::Display| {
         Trouble::Fatal(Fatal::State(format!(
             "changelog {topic:?}, partition {partition}: {detail}"
         )))
     };
-    batch.drain(|polled| {
+    batch.read(queue, Duration::from_millis(5), |polled| {
         match polled {
             Polled::Record(record) => {
                 let key = record.key.ok_or_else(|| unreadable(&"a record without a key"))?;

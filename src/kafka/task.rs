@@ -204,13 +204,12 @@ impl Task {
 
     /// Reads one batch and processes it. Returns how many records it held and whether more wait.
     pub(crate) fn read(&mut self, batch: &mut Batch) -> Result<(usize, bool), Trouble> {
-        let more = batch.fill(&self.queue, Duration::ZERO);
         let mut records = 0_usize;
         let mut failure = None;
-        let Self { machine, outbox, end, .. } = self;
+        let Self { machine, outbox, queue, end, .. } = self;
         let stage = machine.as_stage();
-        batch
-            .drain(|polled| -> Result<(), StageError> {
+        let more = batch
+            .read(queue, Duration::ZERO, |polled| -> Result<(), StageError> {
                 match polled {
                     Polled::Record(record) => {
                         records += 1;

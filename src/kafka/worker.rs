@@ -110,7 +110,7 @@ impl Worker {
     }
 
     /// Works until told to stop; then drains, commits and leaves the group.
-    pub(crate) fn run(mut self) -> Result<(), Fatal> {
+    pub(crate) fn run(&mut self) -> Result<(), Fatal> {
         // no partition is held before the directory is known: no task could step
         if !self.await_directory()? {
             return Ok(());
