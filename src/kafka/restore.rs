@@ -84,10 +84,10 @@ fn start(
              it, or reset the group and delete the state topics to start over"
         )));
     }
-    if committed >= low {
-        return Ok(committed);
+    let gap = gap(task.stage, committed, (low, high));
+    if gap == 0 {
+        return Ok(committed.max(low));
     }
-    let gap = low - committed;
     if !accept_gap {
         return Err(Fatal::State(format!(
             "topic {topic:?}, partition {partition}: retention removed offsets {committed} to \
@@ -98,6 +98,18 @@ fn start(
     tracing::warn!(topic, partition, gap, "going on without records that retention removed");
     metrics::gap_accepted(task.stage, gap);
     Ok(low)
+}
+
+/// How many offsets before `low` may have held records that were never read.
+fn gap(stage: Stage, committed: u64, (low, high): (u64, u64)) -> u64 {
+    let removed = low.saturating_sub(committed);
+    // an internal topic is written by transactions alone, so its last offset is a marker: all that
+    // is missing if the process died between that commit and the next look at the end
+    let is_internal = match stage {
+        Stage::Meter => false,
+        Stage::Account | Stage::Group => true,
+    };
+    if is_internal && low == high && removed == 1 { 0 } else { removed }
 }
 
 /// One changelog partition on its way to its end.
@@ -307,4 +319,19 @@ fn unsigned(offset: i64) -> u64 {
 
 fn length(bytes: Option<&[u8]>) -> u64 {
     bytes.map_or(0, |bytes| bytes.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_marker_that_ends_an_internal_topic_is_no_gap() {
+        assert_eq!(gap(Stage::Account, 40, (40, 50)), 0);
+        assert_eq!(gap(Stage::Group, 41, (40, 41)), 0);
+        assert_eq!(gap(Stage::Account, 40, (41, 41)), 0, "the last marker");
+        assert_eq!(gap(Stage::Account, 40, (42, 42)), 2, "a record and its marker");
+        assert_eq!(gap(Stage::Group, 40, (41, 42)), 1, "the first record of the next");
+        assert_eq!(gap(Stage::Meter, 40, (41, 41)), 1, "usage need not be transactional");
+    }
 }

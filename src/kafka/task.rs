@@ -134,6 +134,8 @@ pub(crate) struct Task {
     /// Where reading started: what is committed while the stage has no position of its own, so
     /// that state never stands in a changelog without a position beside it.
     start: u64,
+    /// The offset after the last record read, `start` before the first.
+    next: u64,
     /// What the group has committed for the partition.
     committed: Option<u64>,
     /// Where the partition ended when the reader last stood at its end; `None` away from it.
@@ -165,6 +167,7 @@ impl Task {
             series: PartitionSeries::new(stage, partition),
             queue: PartitionQueue::new(consumer, &assigned.topic, partition),
             start: 0,
+            next: 0,
             committed: None,
             end: None,
             heard: Instant::now(),
@@ -185,6 +188,7 @@ impl Task {
     /// Positioned: once restored, it will read from `start`.
     pub(crate) fn position_at(&mut self, start: u64, committed: Option<u64>) {
         self.start = start;
+        self.next = start;
         self.committed = committed;
     }
 
@@ -206,7 +210,7 @@ impl Task {
     pub(crate) fn read(&mut self, batch: &mut Batch) -> Result<(usize, bool), Trouble> {
         let mut records = 0_usize;
         let mut failure = None;
-        let Self { machine, outbox, queue, end, .. } = self;
+        let Self { machine, outbox, queue, next, end, .. } = self;
         let stage = machine.as_stage();
         let more = batch
             .read(queue, Duration::ZERO, |polled| -> Result<(), StageError> {
@@ -215,6 +219,7 @@ impl Task {
                         records += 1;
                         *end = None;
                         stage.process(&record, outbox)?;
+                        *next = record.offset + 1;
                     }
                     Polled::End { offset } => *end = Some(offset),
                     Polled::Failed(code) => failure = Some(code),
@@ -230,6 +235,8 @@ impl Task {
                 self.series.idle(false);
             }
         }
+        // the markers after the last record are read as well
+        self.touched |= self.committed.is_some() && self.due_position().is_some();
         match failure {
             None => Ok((records, more)),
             Some(code) => self.failed(code).map(|()| (records, more)),
@@ -364,10 +371,20 @@ impl Task {
         machine.as_stage().seal(outbox);
     }
 
+    /// Where a restart would go on reading: the stage's own position, and when that is after the
+    /// last record, beyond what follows it that is no record (the markers of transactions, what
+    /// an aborted one wrote). Retention would take those for records that were never read.
+    fn position(&self) -> u64 {
+        let own = self.machine.position().unwrap_or(self.start);
+        self.end.filter(|&end| own == self.next && end > own).unwrap_or(own)
+    }
+
     /// The position to commit, when it differs from the committed one or outputs need one.
     pub(crate) fn due_position(&self) -> Option<u64> {
-        let position = self.machine.position().unwrap_or(self.start);
-        let news = self.committed.is_some() || !self.outbox.is_empty() || position != self.start;
+        // no position without state beside it
+        let has_state = self.machine.position().is_some() || !self.outbox.is_empty();
+        let position = self.position();
+        let news = self.committed.is_some() || has_state;
         (news && self.committed != Some(position)).then_some(position)
     }
 
@@ -382,7 +399,7 @@ impl Task {
             self.series.watermark(watermark);
         }
         if let Some(end) = self.queue.end(&self.topic, self.partition) {
-            self.series.lag(end.saturating_sub(self.machine.position().unwrap_or(self.start)));
+            self.series.lag(end.saturating_sub(self.position()));
         }
     }
 }
