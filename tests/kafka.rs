@@ -556,6 +556,30 @@ fn state_without_a_position_stops_the_start() {
     assert!(fatal.to_string().contains("delete the state topics"), "{fatal}");
 }
 
+#[test]
+fn a_state_topic_that_was_made_again_stops_the_start() {
+    for stage in Stage::ALL {
+        let name = format!("remade-{}", stage.name());
+        let world = World::new(67, KeyBy::Account, 2);
+        let deployment = config(&name, "a", 1);
+        world.prepare(&deployment);
+        world.send(&deployment, 0, 20);
+        let first = Member::start(config(&name, "a", 1), Options::default());
+        // its own position stands: that of a METER says nothing of a GROUP
+        await_progress(&name, topology::input(&deployment, stage), 0, 0);
+        first.stop();
+        let changelog = topology::changelog(&deployment, stage);
+        Broker::shared().delete_topic(&changelog);
+        Broker::shared().create_topic(&changelog, 2, &[("cleanup.policy", "compact")]);
+        let fatal = Member::start(config(&name, "a", 1), Options::default()).await_failure();
+        assert!(matches!(fatal, Fatal::State(_)), "{fatal}");
+        let text = fatal.to_string();
+        for part in [changelog.as_str(), "partition 0", "no state", "a new kafka.group_id"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}
+
 /// Many records are in the worker's hands when it gives up.
 #[test]
 fn too_many_invalid_records_end_the_process_with_its_line_and_code() {

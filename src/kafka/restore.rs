@@ -147,7 +147,7 @@ pub(crate) fn restore(
         let mut still = Vec::with_capacity(readings.len());
         for mut reading in readings {
             if advance(&mut reading, tasks, &mut batch, began)? {
-                finish(&reading, tasks, shared, began)?;
+                finish(&reading, tasks, began);
             } else {
                 still.push(reading);
             }
@@ -158,6 +158,9 @@ pub(crate) fn restore(
             let remaining: u64 = readings.iter().map(|r| r.mark.saturating_sub(r.reached)).sum();
             tracing::info!(tasks = readings.len(), offsets = remaining, "still restoring");
         }
+    }
+    for task in &*tasks {
+        task.check_restored(shared)?;
     }
     Ok(Restored::Complete)
 }
@@ -216,8 +219,8 @@ fn advance(
             Polled::Record(record) => {
                 let key = record.key.ok_or_else(|| unreadable(&"a record without a key"))?;
                 for &number in &*restored {
-                    let stage = tasks[number].machine.as_stage();
-                    stage.restore(key, record.value).map_err(|error| unreadable(&error))?;
+                    let restored = tasks[number].restore(key, record.value);
+                    restored.map_err(|error| unreadable(&error))?;
                 }
                 *reached = record.offset + 1;
                 *records += 1;
@@ -244,12 +247,7 @@ fn advance(
     Ok(complete)
 }
 
-fn finish(
-    reading: &Reading,
-    tasks: &mut [Task],
-    shared: &Shared,
-    began: Instant,
-) -> Result<(), Fatal> {
+fn finish(reading: &Reading, tasks: &[Task], began: Instant) {
     let took = began.elapsed();
     for &number in &reading.tasks {
         let task = &tasks[number];
@@ -261,19 +259,7 @@ fn finish(
             milliseconds = took.as_millis(),
             "task restored"
         );
-        // a changelog that several partitions share may hold the others' state alone
-        let exclusive = task.stage != Stage::Meter || shared.usage_partitions() == shared.tasks;
-        if exclusive && reading.records > 0 && !task.has_committed() {
-            return Err(Fatal::State(format!(
-                "group {:?} has no position in topic {:?}, partition {}, but changelog {:?} holds \
-                 its state, so everything would be counted again: the group was deleted, reset, or \
-                 idle beyond offsets.retention.minutes; set its offsets back, or delete the state \
-                 topics to start over",
-                shared.config.kafka.group_id, task.topic, task.partition, reading.changelog.topic,
-            )));
-        }
     }
-    Ok(())
 }
 
 /// Low and high watermark as `read_uncommitted`.

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::detector::account::Account;
 use crate::detector::directory::AccountRecord;
 use crate::detector::group::Group;
+use crate::detector::key_state::StateKey;
 use crate::detector::meter::Meter;
 use crate::detector::outbox::Outbox;
 use crate::detector::policy::Policies;
@@ -56,6 +57,15 @@ impl Machine {
             Self::Meter(meter) => meter.as_mut(),
             Self::Account(account) => account.as_mut(),
             Self::Group(group) => group.as_mut(),
+        }
+    }
+
+    /// The changelog key that every commit of a position has beside it or before it.
+    fn head(&self, partition: u32) -> Vec<u8> {
+        match self {
+            // several usage partitions may share a changelog
+            Self::Meter(_) => partition.to_be_bytes().to_vec(),
+            Self::Account(_) | Self::Group(_) => StateKey::Align.bytes(),
         }
     }
 
@@ -138,6 +148,10 @@ pub(crate) struct Task {
     next: u64,
     /// What the group has committed for the partition.
     committed: Option<u64>,
+    /// The changelog key of its head.
+    head: Vec<u8>,
+    /// The restore has met its head.
+    has_head: bool,
     /// Where the partition ended when the reader last stood at its end; `None` away from it.
     end: Option<u64>,
     /// The last record, or the last reason not to count silence.
@@ -158,11 +172,14 @@ impl Task {
         policies: &Arc<Policies>,
     ) -> Self {
         let partition = assigned.partition;
+        let machine = Machine::new(stage, partition, shared, policies);
         Self {
             stage,
             partition,
             topic: assigned.topic.clone(),
-            machine: Machine::new(stage, partition, shared, policies),
+            head: machine.head(partition),
+            has_head: false,
+            machine,
             outbox: Outbox::default(),
             series: PartitionSeries::new(stage, partition),
             queue: PartitionQueue::new(consumer, &assigned.topic, partition),
@@ -192,14 +209,38 @@ impl Task {
         self.committed = committed;
     }
 
+    /// Restoring: takes one record of its changelog.
+    pub(crate) fn restore(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), StageError> {
+        self.has_head |= key == self.head;
+        self.machine.as_stage().restore(key, value)
+    }
+
+    /// Restored: whether its position and its state, which are committed together, are both
+    /// there.
+    pub(crate) fn check_restored(&self, shared: &Shared) -> Result<(), Fatal> {
+        let Self { topic, partition, .. } = self;
+        let (group, changelog) = (&shared.config.kafka.group_id, self.changelog(shared));
+        let changelog = format!("{:?}, partition {}", changelog.topic, changelog.partition);
+        match (self.committed, self.has_head) {
+            (None, false) | (Some(_), true) => Ok(()),
+            (None, true) => Err(Fatal::State(format!(
+                "group {group:?} has no position in topic {topic:?}, partition {partition}, but \
+                 changelog {changelog}, holds its state, so everything would be counted again: the \
+                 group was deleted, reset, or idle beyond offsets.retention.minutes; set its \
+                 offsets back, or delete the state topics to start over"
+            ))),
+            (Some(position), false) => Err(Fatal::State(format!(
+                "group {group:?} has position {position} in topic {topic:?}, partition \
+                 {partition}, but changelog {changelog}, holds no state for it, so what was \
+                 counted before would be missing: was the topic emptied or made again? restore \
+                 it, or start afresh under a new kafka.group_id with new internal topics"
+            ))),
+        }
+    }
+
     /// Running: silence counts from here, not from before the restore.
     pub(crate) fn begin(&mut self) {
         self.heard = Instant::now();
-    }
-
-    /// The group has a position for it: it has run before.
-    pub(crate) const fn has_committed(&self) -> bool {
-        self.committed.is_some()
     }
 
     pub(crate) const fn start(&self) -> u64 {
