@@ -133,6 +133,34 @@ impl From<Fatal> for Trouble {
     }
 }
 
+/// How long a partition has had nothing to say while it was listened to: reads that follow each
+/// other closely and find nothing.
+struct Silence {
+    since: Instant,
+    read: Instant,
+}
+
+impl Silence {
+    /// Between two reads that follow each other; a process that did anything else for longer
+    /// (restored, committed to a slow broker, stood still) has not listened.
+    const GAP: Duration = Duration::from_secs(1);
+
+    const fn new(now: Instant) -> Self {
+        Self { since: now, read: now }
+    }
+
+    fn read(&mut self, now: Instant, records: usize) {
+        if records > 0 || now.duration_since(self.read) > Self::GAP {
+            self.since = now;
+        }
+        self.read = now;
+    }
+
+    fn length(&self) -> Duration {
+        self.read.duration_since(self.since)
+    }
+}
+
 pub(crate) struct Task {
     pub(crate) stage: Stage,
     pub(crate) partition: u32,
@@ -154,8 +182,7 @@ pub(crate) struct Task {
     has_head: bool,
     /// Where the partition ended when the reader last stood at its end; `None` away from it.
     end: Option<u64>,
-    /// The last record, or the last reason not to count silence.
-    heard: Instant,
+    silence: Silence,
     idle: bool,
     paused: bool,
     /// Something has changed since the last commit.
@@ -187,7 +214,7 @@ impl Task {
             next: 0,
             committed: None,
             end: None,
-            heard: Instant::now(),
+            silence: Silence::new(Instant::now()),
             idle: false,
             paused: false,
             touched: false,
@@ -240,7 +267,7 @@ impl Task {
 
     /// Running: silence counts from here, not from before the restore.
     pub(crate) fn begin(&mut self) {
-        self.heard = Instant::now();
+        self.silence = Silence::new(Instant::now());
     }
 
     pub(crate) const fn start(&self) -> u64 {
@@ -268,8 +295,8 @@ impl Task {
                 Ok(())
             })
             .map_err(|error| self.refused(error))?;
+        self.silence.read(Instant::now(), records);
         if records > 0 {
-            self.heard = Instant::now();
             self.touched = true;
             if self.idle {
                 self.idle = false;
@@ -330,17 +357,22 @@ impl Task {
         }
     }
 
-    /// METER: its end is reached, it is not paused, and nothing came for `timeout`.
+    /// METER, right after an empty read: nothing came for `timeout`, and the end is reached.
     pub(crate) fn is_silent(&self, timeout: Duration) -> bool {
         matches!(self.machine, Machine::Meter(_))
             && !self.idle
-            && !self.paused
             && self.end.is_some()
-            && self.heard.elapsed() >= timeout
+            && self.silence.length() >= timeout
+    }
+
+    /// A round has gone by without reading it.
+    pub(crate) fn pass_over(&mut self) {
+        self.silence = Silence::new(Instant::now());
     }
 
     /// METER: declares the silent partition idle, if the broker says that its end is where we
-    /// stand: an unreachable broker is silent as well.
+    /// stand: an unreachable broker is silent as well, and so is one whose records have not come
+    /// since the process was stopped.
     pub(crate) fn rest(&mut self, prober: &Consumer) {
         let Machine::Meter(meter) = &mut self.machine else { return };
         let Self { topic, partition, .. } = self;
@@ -352,10 +384,10 @@ impl Task {
                 self.series.idle(true);
                 tracing::info!(topic, partition, "partition is idle");
             }
-            Ok(_) => self.heard = Instant::now(),
+            Ok(_) => self.pass_over(),
             Err(trouble) => {
                 tracing::debug!(topic, partition, ?trouble, "whether it is idle is unknown");
-                self.heard = Instant::now();
+                self.pass_over();
             }
         }
     }
@@ -368,8 +400,6 @@ impl Task {
             (None, _) | (_, None) => false,
         };
         if paused != self.paused {
-            // silence while paused is ours, not the partition's
-            self.heard = Instant::now();
             self.paused = paused;
             self.series.paused(paused);
         }
@@ -442,5 +472,39 @@ impl Task {
         if let Some(end) = self.queue.end(&self.topic, self.partition) {
             self.series.lag(end.saturating_sub(self.position()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(start: Instant, milliseconds: u64) -> Instant {
+        start + Duration::from_millis(milliseconds)
+    }
+
+    #[test]
+    fn silence_is_as_long_as_reads_find_nothing() {
+        let start = Instant::now();
+        let mut silence = Silence::new(start);
+        silence.read(after(start, 900), 0);
+        silence.read(after(start, 1800), 0);
+        assert_eq!(silence.length(), Duration::from_millis(1800));
+        silence.read(after(start, 2000), 1);
+        assert_eq!(silence.length(), Duration::ZERO);
+        silence.read(after(start, 2500), 0);
+        assert_eq!(silence.length(), Duration::from_millis(500));
+    }
+
+    #[test]
+    fn what_was_not_listened_to_is_not_silence() {
+        let start = Instant::now();
+        let mut silence = Silence::new(start);
+        silence.read(after(start, 500), 0);
+        // stopped for a minute: a record of that time may not have come yet
+        silence.read(after(start, 60_500), 0);
+        assert_eq!(silence.length(), Duration::ZERO);
+        silence.read(after(start, 61_000), 0);
+        assert_eq!(silence.length(), Duration::from_millis(500));
     }
 }

@@ -328,10 +328,6 @@ impl Worker {
             self.known_partitions = partitions;
             self.tasks.iter_mut().for_each(|task| task.set_partitions(partitions));
         }
-        let timeout = self.inlets.shared.config.idle_timeout;
-        for task in self.tasks.iter_mut().filter(|task| task.is_silent(timeout)) {
-            task.rest(&self.prober);
-        }
     }
 
     fn take_told(&mut self) {
@@ -359,14 +355,14 @@ impl Worker {
         let accounts = self.tasks.iter().filter(|task| task.stage == Stage::Account);
         let slowest = accounts.filter_map(Task::watermark).min();
         let max_skew = self.inlets.shared.config.max_skew;
+        let timeout = self.inlets.shared.config.idle_timeout;
         let mut records = 0;
         let mut waiting = None;
         for task in &mut self.tasks {
-            if waiting.is_some_and(|stage| stage != task.stage) {
-                break;
-            }
             task.hold_back(slowest, max_skew);
-            if task.is_paused() {
+            if task.is_paused() || waiting.is_some_and(|stage| stage != task.stage) {
+                // whatever waits there is not silence
+                task.pass_over();
                 continue;
             }
             let (read, more) = task.read(&mut self.batch)?;
@@ -374,6 +370,9 @@ impl Worker {
             if more {
                 waiting = Some(task.stage);
                 self.catching_up = true;
+            }
+            if task.is_silent(timeout) {
+                task.rest(&self.prober);
             }
         }
         Ok(records)
