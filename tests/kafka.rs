@@ -363,6 +363,33 @@ fn a_partition_without_records_is_idle_and_holds_nobody_back() {
     assert_eq!(world.found(&config), expected);
 }
 
+#[test]
+fn a_backlog_beside_a_partition_not_yet_heard_of_waits_in_kafka() {
+    let name = "backlog";
+    let mut world = World::new(71, KeyBy::Account, 2);
+    let text = config_text(name, "a", 1, &Broker::shared().address);
+    let text = text + "[time]\nidle_timeout = \"1h\"\n";
+    let config = Config::from_text(name, &text).expect("a valid configuration");
+    let expected = world.replayed(&config);
+    world.prepare(&config);
+    let late = std::mem::take(&mut world.partitions[1]);
+    world.send(&config, 0, 100);
+    let member = Member::start(config.clone(), Options::default());
+    let usage = &config.topics.usage;
+    let all = i64::try_from(world.partitions[0].len()).expect("few records");
+    await_progress(name, usage, 0, 0);
+    let waiting = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < waiting {
+        let position = Broker::shared().positions(name, usage, 1)[0].expect("it has one");
+        assert!(position < all * 3 / 4, "{position} of {all} records were read");
+    }
+    world.partitions = vec![Vec::new(), late];
+    world.send(&config, 0, 100);
+    world.await_outcome(&config, &expected, PATIENCE);
+    member.stop();
+    assert_eq!(world.found(&config), expected);
+}
+
 /// A transaction of somebody else, left open in every changelog, below commits that follow: the
 /// last stable offset stands still while the end moves on.
 #[test]

@@ -183,6 +183,8 @@ pub(crate) struct Task {
     /// Where the partition ended when the reader last stood at its end; `None` away from it.
     end: Option<u64>,
     silence: Silence,
+    /// METER: its first watermark since the start.
+    first: Option<Timestamp>,
     idle: bool,
     paused: bool,
     /// Something has changed since the last commit.
@@ -215,6 +217,7 @@ impl Task {
             committed: None,
             end: None,
             silence: Silence::new(Instant::now()),
+            first: None,
             idle: false,
             paused: false,
             touched: false,
@@ -392,13 +395,15 @@ impl Task {
         }
     }
 
-    /// METER: whether it is too far ahead of `slowest`, the M of an ACCOUNT task beside it.
-    pub(crate) fn hold_back(&mut self, slowest: Option<Timestamp>, max_skew: Span) {
+    /// METER: whether it is too far ahead of the ACCOUNT tasks beside it, whose slowest M is
+    /// `slowest`: none without such a task, and none in it before that task's first step.
+    pub(crate) fn hold_back(&mut self, slowest: Option<Option<Timestamp>>, max_skew: Span) {
         let Machine::Meter(meter) = &self.machine else { return };
-        let paused = match (meter.watermark(), slowest) {
-            (Some(watermark), Some(slowest)) => watermark > slowest.plus(max_skew),
-            (None, _) | (_, None) => false,
-        };
+        let paused = meter.watermark().is_some_and(|watermark| {
+            let first = *self.first.get_or_insert(watermark);
+            // a backlog beside a partition that has yet to be heard of would pile up as a whole
+            slowest.is_some_and(|m| watermark > m.unwrap_or(first).plus(max_skew))
+        });
         if paused != self.paused {
             self.paused = paused;
             self.series.paused(paused);

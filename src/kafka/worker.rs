@@ -353,7 +353,7 @@ impl Worker {
     /// One batch from each task, a stage only when those after it have none waiting.
     fn read(&mut self) -> Result<usize, Trouble> {
         let accounts = self.tasks.iter().filter(|task| task.stage == Stage::Account);
-        let slowest = accounts.filter_map(Task::watermark).min();
+        let slowest = accounts.map(Task::watermark).min();
         let max_skew = self.inlets.shared.config.max_skew;
         let timeout = self.inlets.shared.config.idle_timeout;
         let mut records = 0;
