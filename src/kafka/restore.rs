@@ -63,20 +63,21 @@ pub(crate) fn position(
             | Offset::Invalid
             | Offset::OffsetTail(_) => None,
         };
-        let start = start(task, committed, (low, high), accept_gap)?;
-        task.position_at(start, committed);
+        let (start, gap) = start(task, committed, (low, high), accept_gap)?;
+        task.position_at(start, committed, gap);
     }
     Ok(())
 }
 
+/// Where to read from, and how many records before that are missing.
 fn start(
     task: &Task,
     committed: Option<u64>,
     (low, high): (u64, u64),
     accept_gap: bool,
-) -> Result<u64, Fatal> {
+) -> Result<(u64, u64), Fatal> {
     let Task { topic, partition, .. } = task;
-    let Some(committed) = committed else { return Ok(low) };
+    let Some(committed) = committed else { return Ok((low, 0)) };
     if committed > high {
         return Err(Fatal::Broker(format!(
             "topic {topic:?}, partition {partition}: committed position {committed} lies beyond \
@@ -85,19 +86,14 @@ fn start(
         )));
     }
     let gap = gap(task.stage, committed, (low, high));
-    if gap == 0 {
-        return Ok(committed.max(low));
-    }
-    if !accept_gap {
+    if gap > 0 && !accept_gap {
         return Err(Fatal::State(format!(
             "topic {topic:?}, partition {partition}: retention removed offsets {committed} to \
              {low} before they were read ({gap} records): restore them, or start with \
              --accept-gap to go on without them"
         )));
     }
-    tracing::warn!(topic, partition, gap, "going on without records that retention removed");
-    metrics::gap_accepted(task.stage, gap);
-    Ok(low)
+    Ok((committed.max(low), gap))
 }
 
 /// How many offsets before `low` may have held records that were never read.

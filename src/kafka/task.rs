@@ -23,7 +23,7 @@ use crate::detector::policy::Policies;
 use crate::detector::time::{Span, Timestamp};
 use crate::detector::{Stage as _, StageError};
 use crate::error::Fatal;
-use crate::metrics::{Abort, PartitionSeries, Stage};
+use crate::metrics::{self, Abort, PartitionSeries, Stage};
 use rdkafka::error::RDKafkaErrorCode;
 
 /// How long the broker may take to confirm a partition's end before it is declared idle.
@@ -174,6 +174,8 @@ pub(crate) struct Task {
     start: u64,
     /// The offset after the last record read, `start` before the first.
     next: u64,
+    /// Records before `start` that retention removed unread.
+    gap: u64,
     /// What the group has committed for the partition.
     committed: Option<u64>,
     /// The changelog key of its head.
@@ -214,6 +216,7 @@ impl Task {
             queue: PartitionQueue::new(consumer, &assigned.topic, partition),
             start: 0,
             next: 0,
+            gap: 0,
             committed: None,
             end: None,
             silence: Silence::new(Instant::now()),
@@ -232,11 +235,13 @@ impl Task {
         }
     }
 
-    /// Positioned: once restored, it will read from `start`.
-    pub(crate) fn position_at(&mut self, start: u64, committed: Option<u64>) {
+    /// Positioned: once restored, it will read from `start`, `gap` records after what was
+    /// committed.
+    pub(crate) fn position_at(&mut self, start: u64, committed: Option<u64>, gap: u64) {
         self.start = start;
         self.next = start;
         self.committed = committed;
+        self.gap = gap;
     }
 
     /// Restoring: takes one record of its changelog.
@@ -271,6 +276,24 @@ impl Task {
     /// Running: silence counts from here, not from before the restore.
     pub(crate) fn begin(&mut self) {
         self.silence = Silence::new(Instant::now());
+        if self.gap > 0 {
+            let records = self.gap;
+            self.accept_gap(records);
+        }
+    }
+
+    /// Goes on without records that retention removed: counted here, once the state is restored.
+    fn accept_gap(&mut self, records: u64) {
+        let Self { topic, partition, .. } = self;
+        tracing::warn!(topic, partition, records, "going on without what retention removed");
+        metrics::gap_accepted(self.stage, records);
+        match &mut self.machine {
+            Machine::Meter(_) => {}
+            Machine::Account(_) => {}
+            Machine::Group(_) => {}
+        }
+        // committed soon: the next start must not meet the same gap
+        self.touched = true;
     }
 
     pub(crate) const fn start(&self) -> u64 {
