@@ -5,6 +5,7 @@ mod broker;
 #[path = "support/world.rs"]
 mod world;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -13,13 +14,15 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use broker::Broker;
+use broker::{Broker, Kept};
 use flopwatch::config::{Config, Topics};
 use flopwatch::error::Fatal;
 use flopwatch::http::health::Health;
 use flopwatch::kafka::{Options, Service, topology};
 use flopwatch::metrics::Stage;
+use flopwatch::proto::Alert;
 use flopwatch::simulate::KeyBy;
+use prost::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -347,6 +350,115 @@ fn the_service_runs_over_an_in_process_mock_cluster() {
 }
 
 #[test]
+fn a_directory_record_that_comes_while_it_runs_takes_effect() {
+    let name = "directory";
+    let mut world = World::new(73, KeyBy::Account, 2);
+    let accounts = std::mem::take(&mut world.accounts);
+    let deployment = config(name, "a", 1);
+    world.prepare(&deployment);
+    world.send(&deployment, 0, 40);
+    let member = Member::start(config(name, "a", 1), Options::default());
+    member.await_ready();
+    await_share(&world, &deployment, 40);
+    let origins = || {
+        let alerts = Broker::shared().read(&deployment.topics.alerts, "read_committed");
+        let values = alerts.iter().filter_map(|alert| alert.value.as_deref());
+        let parsed = values.map(|value| serde_json::from_slice::<serde_json::Value>(value));
+        let mut origins = Vec::new();
+        for alert in parsed.map(|alert| alert.expect("an alert is JSON")) {
+            if alert["data"]["scope"] == "account" {
+                origins.push(alert["data"]["origin"]["country"].clone());
+            }
+        }
+        origins
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while origins().is_empty() {
+        assert!(Instant::now() < deadline, "no alert");
+    }
+    assert!(origins().iter().all(|country| country == "ZZ"), "{:?}", origins());
+    world.accounts = accounts;
+    world.send_accounts(&deployment);
+    // the directory is read beside usage: some share comes after it
+    for share in (45..=100).step_by(5) {
+        world.send(&deployment, share - 5, share);
+        await_share(&world, &deployment, share);
+    }
+    while !origins().iter().any(|country| country != "ZZ") {
+        assert!(Instant::now() < deadline, "every origin is unknown: {:?}", origins());
+    }
+    member.stop();
+}
+
+#[test]
+fn alerts_as_protobuf_say_what_the_json_ones_do() {
+    let name = "protobuf";
+    let world = World::new(79, KeyBy::Account, 2);
+    let text = config_text(name, "a", 1, &Broker::shared().address);
+    let text = text + "[alerts]\nformat = \"protobuf\"\n";
+    let config = Config::from_text(name, &text).expect("a valid configuration");
+    let live = |key: &(String, Vec<u8>)| key.0 == config.topics.alerts;
+    let json = world.replayed(&config).alerts;
+    let expected: BTreeMap<_, Vec<_>> = json
+        .into_iter()
+        .filter(|(key, _)| live(key))
+        .map(|(key, alerts)| (key.1, alerts.iter().map(|alert| essence_of_json(alert)).collect()))
+        .collect();
+    world.prepare(&config);
+    world.send(&config, 0, 100);
+    let member = Member::start(config.clone(), Options::default());
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for record in Broker::shared().read(&config.topics.alerts, "read_committed") {
+            let essence = essence_of_protobuf(&record);
+            found.entry(record.key.expect("alerts have keys")).or_default().push(essence);
+        }
+        if found == expected {
+            break;
+        }
+        if Instant::now() >= deadline {
+            assert_eq!(found, expected);
+        }
+    }
+    member.stop();
+}
+
+/// Identity, subject, state, estimate and conditions.
+type Essence = (String, String, String, String, usize);
+
+fn essence_of_json(alert: &str) -> Essence {
+    let alert: serde_json::Value = serde_json::from_str(alert).expect("an alert is JSON");
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    let data = &alert["data"];
+    let flop = data["estimate"]["flop"].as_f64().expect("a number");
+    let conditions = data["conditions"].as_array().expect("a list").len();
+    (
+        text(&alert["id"]),
+        text(&alert["subject"]),
+        text(&data["state"]),
+        format!("{flop:e}"),
+        conditions,
+    )
+}
+
+fn essence_of_protobuf(record: &Kept) -> Essence {
+    let header = |name: &str| {
+        let mut values = record.headers.iter().filter(|(key, _)| key == name);
+        let value = values.next().and_then(|(_, value)| value.clone()).expect("a header");
+        String::from_utf8(value).expect("text")
+    };
+    let value = record.value.as_deref().expect("alerts have values");
+    let alert = Alert::decode(value).expect("an alert is protobuf");
+    let id = header("ce_id");
+    assert_eq!(id, format!("{}/{}", alert.alert_id, alert.revision));
+    let state = alert.state().as_str_name().to_lowercase();
+    let estimate = alert.estimate.expect("an estimate");
+    let flop = format!("{:e}", estimate.flop);
+    (id, header("ce_subject"), state, flop, alert.conditions.len())
+}
+
+#[test]
 fn a_partition_without_records_is_idle_and_holds_nobody_back() {
     let name = "idle";
     let mut world = World::new(37, KeyBy::Account, 2);
@@ -455,6 +567,12 @@ fn await_progress(group: &str, topic: &str, partition: usize, beyond: i64) -> i6
     }
 }
 
+/// Waits until this share (of 100) of every usage partition has been read.
+fn await_share(world: &World, config: &Config, share: usize) {
+    let read: Vec<_> = world.partitions.iter().map(|p| p.len() * share / 100).collect();
+    await_positions(&config.kafka.group_id, &config.topics.usage, &read);
+}
+
 /// Waits until the group has committed these positions.
 fn await_positions(group: &str, topic: &str, wanted: &[usize]) {
     let deadline = Instant::now() + PATIENCE;
@@ -521,6 +639,9 @@ fn records_that_retention_removed_stop_the_start_unless_the_gap_is_accepted() {
     let read: Vec<usize> = world.partitions.iter().map(|p| p.len() * 60 / 100).collect();
     await_positions(name, &usage, &read);
     accepting.stop();
+    let again = Member::start(deployment(), Options::default());
+    again.await_ready();
+    again.stop();
 }
 
 /// After a quiet week nothing is left of the internal topics but the number of their next record.
@@ -632,8 +753,7 @@ fn state_built_under_other_rules_ends_the_process_with_its_line_and_code() {
     let first = Member::start(config(name, "a", 1), Options::default());
     for share in [20, 40, 60] {
         world.send(&deployment, share - 20, share);
-        let sent = world.partitions.iter().map(|p| p.len() * share / 100).collect::<Vec<_>>();
-        await_positions(name, &deployment.topics.usage, &sent);
+        await_share(&world, &deployment, share);
     }
     first.stop();
     let (code, last) = Process::run_with(name, "a", 1, "[time]\nepoch = \"15m\"\n").failed();
