@@ -7,19 +7,24 @@ mod running;
 #[path = "support/world.rs"]
 mod world;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use broker::Broker;
+use broker::{Broker, Kept};
 use flopwatch::config::{Config, Topics};
 use flopwatch::error::Fatal;
 use flopwatch::http::health::Health;
 use flopwatch::kafka::{Options, Service, topology};
 use flopwatch::metrics::Stage;
+use flopwatch::proto::Alert;
 use flopwatch::simulate::KeyBy;
+use prost::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -77,14 +82,20 @@ impl Member {
 /// A real process of the program.
 struct Process {
     child: Child,
-    log: Lines<BufReader<ChildStderr>>,
+    log: Option<Lines<BufReader<ChildStderr>>>,
     file: PathBuf,
     _directory: TempDir,
 }
 
 impl Process {
     fn run(name: &str, instance: &str, workers: usize) -> Self {
+        Self::run_with(name, instance, workers, "")
+    }
+
+    /// With `more` settings.
+    fn run_with(name: &str, instance: &str, workers: usize, more: &str) -> Self {
         let (directory, file) = config_file(name, instance, workers, &Broker::shared().address);
+        append_to(&file, more);
         Self::start(directory, file)
     }
 
@@ -98,7 +109,7 @@ impl Process {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
-        let log = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+        let log = Some(BufReader::new(child.stderr.take().expect("a pipe")).lines());
         Self { child, log, file, _directory: directory }
     }
 
@@ -114,8 +125,9 @@ impl Process {
 
     /// Its log from where it was last read to a line that holds `text`.
     fn lines_until(&mut self, text: &str) -> Vec<String> {
+        let log = self.log.as_mut().expect("not given away");
         let mut lines = Vec::new();
-        for line in self.log.by_ref().map_while(Result::ok) {
+        for line in log.map_while(Result::ok) {
             let found = line.contains(text);
             lines.push(line);
             if found {
@@ -127,6 +139,17 @@ impl Process {
 
     fn end(mut self) -> ExitStatus {
         self.child.wait().expect("the program ends")
+    }
+
+    /// Waits for the program to end by itself: its exit code and the last line that it wrote.
+    fn failed(mut self) -> (Option<i32>, String) {
+        let log = self.log.take().expect("read once");
+        let (sender, last) = channel();
+        // the log ends with the program; one that hangs must not take the test along
+        let read = move || sender.send(log.map_while(Result::ok).last()).unwrap_or_default();
+        thread::spawn(read);
+        let last = last.recv_timeout(PATIENCE).expect("the program ends");
+        (self.child.wait().expect("its end").code(), last.unwrap_or_default())
     }
 }
 
@@ -199,6 +222,11 @@ fn one_process_over_usage_keyed_by_event_equals_replay() {
 #[test]
 fn three_processes_over_usage_keyed_by_event_equal_replay() {
     run_equals_replay("three-event", KeyBy::Event, 3);
+}
+
+#[test]
+fn one_process_over_unkeyed_usage_equals_replay() {
+    run_equals_replay("one-none", KeyBy::None, 1);
 }
 
 #[test]
@@ -341,6 +369,115 @@ fn the_service_runs_over_an_in_process_mock_cluster() {
 }
 
 #[test]
+fn a_directory_record_that_comes_while_it_runs_takes_effect() {
+    let name = "directory";
+    let mut world = World::new(73, KeyBy::Account, 2);
+    let accounts = std::mem::take(&mut world.accounts);
+    let deployment = config(name, "a", 1);
+    world.prepare(&deployment);
+    world.send(&deployment, 0, 40);
+    let member = Member::start(config(name, "a", 1), Options::default());
+    member.await_ready();
+    await_share(&world, &deployment, 40);
+    let origins = || {
+        let alerts = Broker::shared().read(&deployment.topics.alerts, "read_committed");
+        let values = alerts.iter().filter_map(|alert| alert.value.as_deref());
+        let parsed = values.map(|value| serde_json::from_slice::<serde_json::Value>(value));
+        let mut origins = Vec::new();
+        for alert in parsed.map(|alert| alert.expect("an alert is JSON")) {
+            if alert["data"]["scope"] == "account" {
+                origins.push(alert["data"]["origin"]["country"].clone());
+            }
+        }
+        origins
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while origins().is_empty() {
+        assert!(Instant::now() < deadline, "no alert");
+    }
+    assert!(origins().iter().all(|country| country == "ZZ"), "{:?}", origins());
+    world.accounts = accounts;
+    world.send_accounts(&deployment);
+    // the directory is read beside usage: some share comes after it
+    for share in (45..=100).step_by(5) {
+        world.send(&deployment, share - 5, share);
+        await_share(&world, &deployment, share);
+    }
+    while !origins().iter().any(|country| country != "ZZ") {
+        assert!(Instant::now() < deadline, "every origin is unknown: {:?}", origins());
+    }
+    member.stop();
+}
+
+#[test]
+fn alerts_as_protobuf_say_what_the_json_ones_do() {
+    let name = "protobuf";
+    let world = World::new(79, KeyBy::Account, 2);
+    let text = config_text(name, "a", 1, &Broker::shared().address);
+    let text = text + "[alerts]\nformat = \"protobuf\"\n";
+    let config = Config::from_text(name, &text).expect("a valid configuration");
+    let live = |key: &(String, Vec<u8>)| key.0 == config.topics.alerts;
+    let json = world.replayed(&config).alerts;
+    let expected: BTreeMap<_, Vec<_>> = json
+        .into_iter()
+        .filter(|(key, _)| live(key))
+        .map(|(key, alerts)| (key.1, alerts.iter().map(|alert| essence_of_json(alert)).collect()))
+        .collect();
+    world.prepare(&config);
+    world.send(&config, 0, 100);
+    let member = Member::start(config.clone(), Options::default());
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for record in Broker::shared().read(&config.topics.alerts, "read_committed") {
+            let essence = essence_of_protobuf(&record);
+            found.entry(record.key.expect("alerts have keys")).or_default().push(essence);
+        }
+        if found == expected {
+            break;
+        }
+        if Instant::now() >= deadline {
+            assert_eq!(found, expected);
+        }
+    }
+    member.stop();
+}
+
+/// Identity, subject, state, estimate and conditions.
+type Essence = (String, String, String, String, usize);
+
+fn essence_of_json(alert: &str) -> Essence {
+    let alert: serde_json::Value = serde_json::from_str(alert).expect("an alert is JSON");
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    let data = &alert["data"];
+    let flop = data["estimate"]["flop"].as_f64().expect("a number");
+    let conditions = data["conditions"].as_array().expect("a list").len();
+    (
+        text(&alert["id"]),
+        text(&alert["subject"]),
+        text(&data["state"]),
+        format!("{flop:e}"),
+        conditions,
+    )
+}
+
+fn essence_of_protobuf(record: &Kept) -> Essence {
+    let header = |name: &str| {
+        let mut values = record.headers.iter().filter(|(key, _)| key == name);
+        let value = values.next().and_then(|(_, value)| value.clone()).expect("a header");
+        String::from_utf8(value).expect("text")
+    };
+    let value = record.value.as_deref().expect("alerts have values");
+    let alert = Alert::decode(value).expect("an alert is protobuf");
+    let id = header("ce_id");
+    assert_eq!(id, format!("{}/{}", alert.alert_id, alert.revision));
+    let state = alert.state().as_str_name().to_lowercase();
+    let estimate = alert.estimate.expect("an estimate");
+    let flop = format!("{:e}", estimate.flop);
+    (id, header("ce_subject"), state, flop, alert.conditions.len())
+}
+
+#[test]
 fn a_partition_without_records_is_idle_and_holds_nobody_back() {
     let name = "idle";
     let mut world = World::new(37, KeyBy::Account, 2);
@@ -352,6 +489,33 @@ fn a_partition_without_records_is_idle_and_holds_nobody_back() {
     world.prepare(&config);
     world.send(&config, 0, 100);
     let member = Member::start(config.clone(), Options::default());
+    world.await_outcome(&config, &expected, PATIENCE);
+    member.stop();
+    assert_eq!(world.found(&config), expected);
+}
+
+#[test]
+fn a_backlog_beside_a_partition_not_yet_heard_of_waits_in_kafka() {
+    let name = "backlog";
+    let mut world = World::new(71, KeyBy::Account, 2);
+    let text = config_text(name, "a", 1, &Broker::shared().address);
+    let text = text + "[time]\nidle_timeout = \"1h\"\n";
+    let config = Config::from_text(name, &text).expect("a valid configuration");
+    let expected = world.replayed(&config);
+    world.prepare(&config);
+    let late = std::mem::take(&mut world.partitions[1]);
+    world.send(&config, 0, 100);
+    let member = Member::start(config.clone(), Options::default());
+    let usage = &config.topics.usage;
+    let all = i64::try_from(world.partitions[0].len()).expect("few records");
+    await_progress(name, usage, 0, 0);
+    let waiting = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < waiting {
+        let position = Broker::shared().positions(name, usage, 1)[0].expect("it has one");
+        assert!(position < all * 3 / 4, "{position} of {all} records were read");
+    }
+    world.partitions = vec![Vec::new(), late];
+    world.send(&config, 0, 100);
     world.await_outcome(&config, &expected, PATIENCE);
     member.stop();
     assert_eq!(world.found(&config), expected);
@@ -428,6 +592,12 @@ fn await_progress(group: &str, topic: &str, partition: usize, beyond: i64) -> i6
     }
 }
 
+/// Waits until this share (of 100) of every usage partition has been read.
+fn await_share(world: &World, config: &Config, share: usize) {
+    let read: Vec<_> = world.partitions.iter().map(|p| p.len() * share / 100).collect();
+    await_positions(&config.kafka.group_id, &config.topics.usage, &read);
+}
+
 /// Waits until the group has committed these positions.
 fn await_positions(group: &str, topic: &str, wanted: &[usize]) {
     let deadline = Instant::now() + PATIENCE;
@@ -494,6 +664,52 @@ fn records_that_retention_removed_stop_the_start_unless_the_gap_is_accepted() {
     let read: Vec<usize> = world.partitions.iter().map(|p| p.len() * 60 / 100).collect();
     await_positions(name, &usage, &read);
     accepting.stop();
+    let again = Member::start(deployment(), Options::default());
+    again.await_ready();
+    again.stop();
+}
+
+/// After a quiet week nothing is left of the internal topics but the number of their next record.
+#[test]
+fn a_restart_after_retention_emptied_what_was_read_finds_no_gap() {
+    let name = "emptied";
+    let world = World::new(61, KeyBy::Account, 3);
+    let deployment = config(name, "a", 1);
+    let expected = world.replayed(&deployment);
+    world.prepare(&deployment);
+    world.send(&deployment, 0, 100);
+    let first = Member::start(config(name, "a", 1), Options::default());
+    world.await_outcome(&deployment, &expected, PATIENCE);
+    // the closing account's last sum is never applied: its partition is held there
+    let topics = &deployment.topics;
+    for (topic, held) in [(&topics.account_usage, 1), (&topics.group_usage, 0)] {
+        for (partition, end) in await_read(name, topic, 3, 3 - held) {
+            Broker::shared().truncate(topic, partition, end);
+        }
+    }
+    first.stop();
+    let second = Member::start(config(name, "a", 1), Options::default());
+    second.await_ready();
+    second.stop();
+    assert_eq!(world.found(&deployment), expected);
+}
+
+/// Waits until the group's position is the end in so many partitions, and says which and where.
+fn await_read(group: &str, topic: &str, partitions: usize, wanted: usize) -> Vec<(i32, i64)> {
+    let deadline = Instant::now() + PATIENCE;
+    let client: BaseConsumer = Broker::shared().client().create().expect("a client");
+    loop {
+        let found = Broker::shared().positions(group, topic, partitions);
+        let at_end = |(partition, position): (i32, Option<i64>)| {
+            let ends = client.fetch_watermarks(topic, partition, PATIENCE).expect("its ends");
+            position.filter(|&position| position == ends.1).map(|position| (partition, position))
+        };
+        let read: Vec<_> = (0..).zip(found.iter().copied()).filter_map(at_end).collect();
+        if read.len() >= wanted {
+            return read;
+        }
+        assert!(Instant::now() < deadline, "positions {found:?} of {topic}, at the end {read:?}");
+    }
 }
 
 #[test]
@@ -511,6 +727,63 @@ fn state_without_a_position_stops_the_start() {
     let fatal = Member::start(deployment(), Options::default()).await_failure();
     assert!(matches!(fatal, Fatal::State(_)), "{fatal}");
     assert!(fatal.to_string().contains("delete the state topics"), "{fatal}");
+}
+
+#[test]
+fn a_state_topic_that_was_made_again_stops_the_start() {
+    for stage in Stage::ALL {
+        let name = format!("remade-{}", stage.name());
+        let world = World::new(67, KeyBy::Account, 2);
+        let deployment = config(&name, "a", 1);
+        world.prepare(&deployment);
+        world.send(&deployment, 0, 20);
+        let first = Member::start(config(&name, "a", 1), Options::default());
+        // its own position stands: that of a METER says nothing of a GROUP
+        await_progress(&name, topology::input(&deployment, stage), 0, 0);
+        first.stop();
+        let changelog = topology::changelog(&deployment, stage);
+        Broker::shared().delete_topic(&changelog);
+        Broker::shared().create_topic(&changelog, 2, &[("cleanup.policy", "compact")]);
+        let fatal = Member::start(config(&name, "a", 1), Options::default()).await_failure();
+        assert!(matches!(fatal, Fatal::State(_)), "{fatal}");
+        let text = fatal.to_string();
+        for part in [changelog.as_str(), "partition 0", "no state", "a new kafka.group_id"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}
+
+/// Many records are in the worker's hands when it gives up.
+#[test]
+fn too_many_invalid_records_end_the_process_with_its_line_and_code() {
+    let name = "nonsense";
+    let mut world = World::new(53, KeyBy::Account, 2);
+    world.partitions[1] = vec![(None, b"nonsense".to_vec()); 3000];
+    world.prepare(&config(name, "a", 1));
+    world.send(&config(name, "a", 1), 0, 100);
+    let more = "[dead_letter]\nmax_consecutive = 10\n";
+    let (code, last) = Process::run_with(name, "a", 1, more).failed();
+    assert_eq!(code, Some(1), "{last}");
+    let start = "error: input: topic \"nonsense.usage\", partition 1: 10 invalid records in a row";
+    assert!(last.starts_with(start), "{last}");
+}
+
+/// Many records are in the restore's hands when it gives up.
+#[test]
+fn state_built_under_other_rules_ends_the_process_with_its_line_and_code() {
+    let name = "other-rules";
+    let world = World::new(59, KeyBy::Account, 2);
+    let deployment = config(name, "a", 1);
+    world.prepare(&deployment);
+    let first = Member::start(config(name, "a", 1), Options::default());
+    for share in [20, 40, 60] {
+        world.send(&deployment, share - 20, share);
+        await_share(&world, &deployment, share);
+    }
+    first.stop();
+    let (code, last) = Process::run_with(name, "a", 1, "[time]\nepoch = \"15m\"\n").failed();
+    assert_eq!(code, Some(1), "{last}");
+    assert!(last.starts_with("error: state: ") && last.contains("another time.epoch"), "{last}");
 }
 
 #[test]

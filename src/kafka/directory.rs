@@ -126,7 +126,7 @@ impl Reader {
     }
 
     /// Reads to the end, says so, and goes on until the process stops.
-    pub(crate) fn run(mut self) -> Result<(), Fatal> {
+    pub(crate) fn run(&mut self) -> Result<(), Fatal> {
         let config = Arc::clone(&self.shared.config);
         let topic = config.topics.accounts.clone();
         let prober = client::prober(&config.kafka)?;
@@ -141,8 +141,7 @@ impl Reader {
         while !self.stop.load(Ordering::Acquire) {
             let mut idle = true;
             for partition in &mut partitions {
-                batch.fill(&partition.queue, Duration::ZERO);
-                batch.drain(|polled| -> Result<(), Fatal> {
+                batch.read(&partition.queue, Duration::ZERO, |polled| -> Result<(), Fatal> {
                     match polled {
                         Polled::Record(record) => {
                             idle = false;

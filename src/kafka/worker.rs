@@ -110,7 +110,7 @@ impl Worker {
     }
 
     /// Works until told to stop; then drains, commits and leaves the group.
-    pub(crate) fn run(mut self) -> Result<(), Fatal> {
+    pub(crate) fn run(&mut self) -> Result<(), Fatal> {
         // no partition is held before the directory is known: no task could step
         if !self.await_directory()? {
             return Ok(());
@@ -329,10 +329,6 @@ impl Worker {
             self.known_partitions = partitions;
             self.tasks.iter_mut().for_each(|task| task.set_partitions(partitions));
         }
-        let timeout = self.inlets.shared.config.idle_timeout;
-        for task in self.tasks.iter_mut().filter(|task| task.is_silent(timeout)) {
-            task.rest(&self.prober);
-        }
     }
 
     fn take_told(&mut self) {
@@ -358,16 +354,16 @@ impl Worker {
     /// One batch from each task, a stage only when those after it have none waiting.
     fn read(&mut self) -> Result<usize, Trouble> {
         let accounts = self.tasks.iter().filter(|task| task.stage == Stage::Account);
-        let slowest = accounts.filter_map(Task::watermark).min();
+        let slowest = accounts.map(Task::watermark).min();
         let max_skew = self.inlets.shared.config.max_skew;
+        let timeout = self.inlets.shared.config.idle_timeout;
         let mut records = 0;
         let mut waiting = None;
         for task in &mut self.tasks {
-            if waiting.is_some_and(|stage| stage != task.stage) {
-                break;
-            }
             task.hold_back(slowest, max_skew);
-            if task.is_paused() {
+            if task.is_paused() || waiting.is_some_and(|stage| stage != task.stage) {
+                // whatever waits there is not silence
+                task.pass_over();
                 continue;
             }
             let (read, more) = task.read(&mut self.batch)?;
@@ -375,6 +371,9 @@ impl Worker {
             if more {
                 waiting = Some(task.stage);
                 self.catching_up = true;
+            }
+            if task.is_silent(timeout) {
+                task.rest(&self.prober);
             }
         }
         Ok(records)

@@ -234,7 +234,14 @@ impl Broker {
         let mut list = TopicPartitionList::new();
         let last = i32::try_from(partitions).expect("few partitions") - 1;
         list.add_partition_range(topic, 0, last);
-        let found = consumer.committed_offsets(list, CALL).expect("committed positions");
+        // a broker that has just started has yet to make its coordinators
+        let deadline = Instant::now() + CALL;
+        let found = loop {
+            match consumer.committed_offsets(list.clone(), CALL) {
+                Ok(found) => break found,
+                Err(error) => assert!(Instant::now() < deadline, "committed positions: {error}"),
+            }
+        };
         let offset = |offset| if let Offset::Offset(offset) = offset { Some(offset) } else { None };
         found.elements().iter().map(|element| offset(element.offset())).collect()
     }
