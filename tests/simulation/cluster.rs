@@ -147,7 +147,7 @@ impl<'a> Cluster<'a> {
         self.drain(process);
         for task in &mut process.tasks {
             if let Machine::Group(group) = &mut task.machine {
-                group.finish(last, &mut task.outbox);
+                group.finish(last, &mut task.outbox).expect("sound sums");
             }
         }
         self.publish(process);

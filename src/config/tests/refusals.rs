@@ -42,8 +42,8 @@ const REFUSALS: &[(&str, &str)] = &[
     ),
     ("[time]\ndedup_horizon = \"101y\"", "time.dedup_horizon: \"101y\" has the unknown unit"),
     (
-        "[time]\ndedup_horizon = \"36526d\"",
-        "time.dedup_horizon: \"36526d\" is longer than 100 years",
+        "[time]\ndedup_horizon = \"9132d\"",
+        "time.dedup_horizon: \"9132d\" is longer than 25 years",
     ),
     (
         "[time]\nidle_timeout = \"0s\"",
