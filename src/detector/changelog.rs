@@ -97,6 +97,11 @@ impl<'a> Reader<'a> {
         self.0.is_empty()
     }
 
+    /// All that has not been read.
+    pub fn rest(self) -> &'a [u8] {
+        self.0
+    }
+
     pub fn unsigned(&mut self) -> Read<u128> {
         let mut value = 0u128;
         for (index, byte) in self.0.iter().enumerate().take(19) {

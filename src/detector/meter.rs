@@ -73,6 +73,7 @@ impl Meter {
     /// The task of usage partition `partition`, which sends to `targets` partitions downstream;
     /// there are `partitions` usage partitions.
     pub fn new(rules: Arc<Rules>, partition: u32, partitions: u32, targets: u32) -> Self {
+        let dedup = Dedup::new(rules.time.dedup_horizon);
         Self {
             rules,
             partition,
@@ -81,7 +82,7 @@ impl Meter {
             lines: false,
             stream_time: None,
             idle: false,
-            dedup: Dedup::default(),
+            dedup,
             names: Names::default(),
             sums: HashMap::with_hasher(FixedState::default()),
             invalid_in_a_row: 0,
@@ -193,7 +194,7 @@ impl Meter {
             let detail = format!("time {} is before the dedup horizon {horizon}", event.time);
             return Err(Invalid::new(Reason::BeyondHorizon, detail));
         }
-        let duplicate = self.dedup.was_counted(identity, horizon);
+        let duplicate = self.dedup.was_counted(identity, event.time, horizon);
         Ok((!duplicate).then_some((event, identity)))
     }
 
@@ -330,7 +331,7 @@ impl Meter {
     fn log(&mut self, outbox: &mut Outbox) {
         self.announced = Some(self.announcement());
         if !outbox.keeps_changes() {
-            self.dedup.log(|_| ());
+            self.dedup.forget_changes();
         }
         let head = self.head();
         if self.logged.as_ref() != Some(&head) && outbox.keeps_changes() {
@@ -349,7 +350,9 @@ impl Meter {
             outbox.push(Output::Change { key, value: change.value });
         };
         self.removed.drain(..).for_each(&mut push);
-        self.dedup.log(push);
+        if let Some(stream_time) = self.stream_time {
+            self.dedup.log(stream_time, push);
+        }
     }
 
     fn head(&self) -> Vec<u8> {

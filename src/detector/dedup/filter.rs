@@ -1,0 +1,75 @@
+//! Tells of most identities that no bucket holds them, at the cost of one cache line.
+//!
+//! A line has a lane of 128 bits for each of four generations, a generation being half a horizon
+//! of buckets. What is alive spans three at most, so the fourth can be emptied in time.
+
+use super::Identity;
+
+const LANES: u64 = 4;
+/// Identities of one generation for each line: three of 128 bits each, one in 50 found in error.
+const LOAD: usize = 10;
+const LEAST: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Filter {
+    /// A power of two of lines.
+    lines: Vec<[u128; 4]>,
+    /// Buckets in a generation.
+    generation: u64,
+    /// The newest generation, and the identities of each lane.
+    newest: u64,
+    filled: [usize; 4],
+}
+
+impl Filter {
+    /// For a horizon of this many buckets.
+    pub(super) fn new(buckets: u64) -> Self {
+        let lines = vec![[0; 4]; LEAST];
+        Self { lines, generation: buckets.div_ceil(2), newest: 0, filled: [0; 4] }
+    }
+
+    /// Empties it, with room for this many identities.
+    pub(super) fn clear(&mut self, identities: usize) {
+        // half a horizon holds half of them, and some more are to come
+        let lines = (identities / LOAD).next_power_of_two().max(LEAST);
+        self.lines.clear();
+        self.lines.resize(lines, [0; 4]);
+        self.filled = [0; 4];
+    }
+
+    pub(super) fn may_hold(&self, identity: Identity) -> bool {
+        let (line, bits) = self.place(identity);
+        self.lines[line].iter().any(|lane| lane & bits == bits)
+    }
+
+    /// Adds an identity of a bucket; true when it must be made larger first: fill it anew.
+    pub(super) fn add(&mut self, bucket: u64, identity: Identity) -> bool {
+        let generation = bucket / self.generation;
+        while self.newest < generation {
+            // nothing that far back is within the horizon any more
+            self.newest =
+                if generation - self.newest > LANES { generation - LANES } else { self.newest + 1 };
+            let lane = lane(self.newest);
+            self.lines.iter_mut().for_each(|line| line[lane] = 0);
+            self.filled[lane] = 0;
+        }
+        let lane = lane(generation);
+        let (line, bits) = self.place(identity);
+        self.lines[line][lane] |= bits;
+        self.filled[lane] += 1;
+        self.filled[lane] > self.lines.len() * LOAD
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "masked")]
+    fn place(&self, identity: Identity) -> (usize, u128) {
+        let hash = identity.0;
+        let line = (hash >> 24) as usize & (self.lines.len() - 1);
+        let bit = |shift: u32| 1u128 << ((hash >> shift) & 127);
+        (line, bit(0) | bit(7) | bit(14))
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "less than the number of lanes")]
+fn lane(generation: u64) -> usize {
+    (generation % LANES) as usize
+}
