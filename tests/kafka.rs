@@ -382,7 +382,7 @@ fn a_directory_record_that_comes_while_it_runs_takes_effect() {
     let origins = || {
         let alerts = Broker::shared().read(&deployment.topics.alerts, "read_committed");
         let values = alerts.iter().filter_map(|alert| alert.value.as_deref());
-        let parsed = values.map(|value| serde_json::from_slice::<serde_json::Value>(value));
+        let parsed = values.map(serde_json::from_slice::<serde_json::Value>);
         let mut origins = Vec::new();
         for alert in parsed.map(|alert| alert.expect("an alert is JSON")) {
             if alert["data"]["scope"] == "account" {

@@ -60,7 +60,6 @@ impl Filter {
         self.filled[lane] > self.lines.len() * LOAD
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "masked")]
     fn place(&self, identity: Identity) -> (usize, u128) {
         let hash = identity.0;
         let line = (hash >> 24) as usize & (self.lines.len() - 1);
@@ -69,7 +68,6 @@ impl Filter {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "less than the number of lanes")]
 fn lane(generation: u64) -> usize {
     (generation % LANES) as usize
 }

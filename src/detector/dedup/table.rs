@@ -96,7 +96,6 @@ pub(super) fn identity_of(entry: Entry) -> Identity {
     Identity(entry >> OFFSET_BITS)
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "masked to 48 bits")]
 pub(super) fn offset_of(entry: Entry) -> u64 {
     ((entry & OFFSET_MASK) as u64).saturating_sub(1)
 }
