@@ -2,6 +2,8 @@
 
 #[path = "support/broker.rs"]
 mod broker;
+#[path = "kafka/running.rs"]
+mod running;
 #[path = "support/world.rs"]
 mod world;
 
@@ -94,6 +96,11 @@ impl Process {
     fn run_with(name: &str, instance: &str, workers: usize, more: &str) -> Self {
         let (directory, file) = config_file(name, instance, workers, &Broker::shared().address);
         append_to(&file, more);
+        Self::start(directory, file)
+    }
+
+    /// With a configuration file, in a directory that lives as long as the process.
+    fn start(directory: TempDir, file: PathBuf) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_flopwatch"))
             .args(["run", "--config"])
             .arg(&file)
@@ -111,11 +118,23 @@ impl Process {
         assert!(sent.expect("kill runs").success());
     }
 
-    /// Reads its log until a line holds `text`.
-    fn await_line(&mut self, text: &str) {
+    /// Reads its log until a line holds `text`, and returns that line.
+    fn await_line(&mut self, text: &str) -> String {
+        self.lines_until(text).pop().expect("the line was found")
+    }
+
+    /// Its log from where it was last read to a line that holds `text`.
+    fn lines_until(&mut self, text: &str) -> Vec<String> {
+        let mut lines = Vec::new();
         let log = self.log.as_mut().expect("not given away");
-        let found = log.map_while(Result::ok).any(|line| line.contains(text));
-        assert!(found, "the log ends without {text:?}");
+        for line in log.map_while(Result::ok) {
+            let found = line.contains(text);
+            lines.push(line);
+            if found {
+                return lines;
+            }
+        }
+        panic!("the log ends without {text:?}: {lines:?}")
     }
 
     fn end(mut self) -> ExitStatus {
@@ -512,26 +531,7 @@ fn a_restore_waits_for_the_end_of_the_changelog_beyond_an_open_transaction() {
     world.prepare(&config(name, "a", 1));
     let first = Member::start(config(name, "a", 1), Options::default());
     first.await_ready();
-    let foreign: BaseProducer = Broker::shared()
-        .client()
-        .set("transactional.id", "foreign")
-        .set("transaction.timeout.ms", "120000")
-        .create()
-        .expect("a producer");
-    foreign.init_transactions(PATIENCE).expect("transactions");
-    foreign.begin_transaction().expect("a transaction");
-    for stage in Stage::ALL {
-        for partition in 0..2 {
-            let topic = topology::changelog(&config(name, "a", 1), stage);
-            // no key of ours: whoever reads it would fail
-            let record = BaseRecord::<[u8], [u8]>::to(&topic)
-                .partition(partition)
-                .key(b"?")
-                .payload(b"never");
-            foreign.send(record).map_err(|(error, _)| error).expect("a record is queued");
-        }
-    }
-    foreign.flush(PATIENCE).expect("records are written");
+    let foreign = open_transaction(&config(name, "a", 1), 2);
     world.send(&config(name, "a", 1), 0, 60);
     let usage = &config(name, "a", 1).topics.usage;
     await_positions(
@@ -553,6 +553,31 @@ fn a_restore_waits_for_the_end_of_the_changelog_beyond_an_open_transaction() {
     world.await_outcome(&config(name, "b", 1), &expected, PATIENCE);
     second.stop();
     assert_eq!(world.found(&config(name, "b", 1)), expected);
+}
+
+/// A transaction of somebody else that has written to every changelog, and stays open.
+fn open_transaction(config: &Config, partitions: i32) -> BaseProducer {
+    let foreign: BaseProducer = Broker::shared()
+        .client()
+        .set("transactional.id", format!("{}-foreign", config.kafka.group_id))
+        .set("transaction.timeout.ms", "120000")
+        .create()
+        .expect("a producer");
+    foreign.init_transactions(PATIENCE).expect("transactions");
+    foreign.begin_transaction().expect("a transaction");
+    for stage in Stage::ALL {
+        for partition in 0..partitions {
+            let topic = topology::changelog(config, stage);
+            // no key of ours: whoever reads it would fail
+            let record = BaseRecord::<[u8], [u8]>::to(&topic)
+                .partition(partition)
+                .key(b"?")
+                .payload(b"never");
+            foreign.send(record).map_err(|(error, _)| error).expect("a record is queued");
+        }
+    }
+    foreign.flush(PATIENCE).expect("records are written");
+    foreign
 }
 
 /// Waits until the group has moved beyond a position, and says where to.
@@ -817,18 +842,36 @@ fn every_wrong_topic_is_one_line_with_its_remedy() {
 }
 
 #[test]
+fn check_finds_a_topic_with_the_wrong_cleanup_and_says_what_would_be_right() {
+    let broker = Broker::shared();
+    let config = config("checked", "x", 1);
+    topology::create(&config, Some(1)).expect("topics can be made");
+    broker.delete_topic(&config.topics.accounts);
+    broker.create_topic(&config.topics.accounts, 1, &[("retention.ms", "1000")]);
+    let (code, text) = verb("checked", &broker.address, &["check"]);
+    let expected = "error: kafka: topic \"checked.accounts\" has cleanup.policy=delete and \
+                    retention.ms=1000: accounts would be forgotten by age and count as unknown; \
+                    set cleanup.policy=compact\n";
+    assert_eq!((code, text.as_str()), (1, expected));
+}
+
+#[test]
 fn verbs_say_what_is_wrong_with_kafka_in_one_line_and_exit_1() {
     let broker = &Broker::shared().address;
     let (code, text) = verb("absent", broker, &["run"]);
     assert_eq!(code, 1, "{text}");
     assert!(text.lines().count() == 2, "usage and accounts: {text}");
     assert!(text.starts_with("error: kafka: topic \"absent.usage\" is missing"), "{text}");
+    let (code, checked) = verb("absent", broker, &["check"]);
+    assert_eq!((code, checked), (1, text), "check finds what run would");
     let (code, text) = verb("absent", broker, &["topics", "--create"]);
     assert_eq!(code, 1, "{text}");
     let (code, text) = verb("absent", broker, &["topics", "--create", "--partitions", "2"]);
     assert_eq!((code, text.as_str()), (0, ""));
     let (code, text) = verb("absent", broker, &["topics"]);
     assert_eq!((code, text.as_str()), (0, ""));
+    let (code, text) = verb("absent", broker, &["check"]);
+    assert_eq!((code, text.as_str()), (0, ""), "topics are as they should be");
 
     // nothing listens on port 1
     let began = Instant::now();

@@ -1,55 +1,62 @@
-//! `flopwatch demo`: a simulated cloud at high speed, alerts as they fire, and at the end what was
-//! found against what was true.
+//! `flopwatch demo`: a simulated cloud at high speed through the service itself, alerts as they
+//! fire, and at the end what was found against what was true.
 //!
-//! librdkafka's in-process mock cluster stands in for Kafka; over it runs what `run` runs, threads,
-//! transactions and all. The mock keeps 5 MiB of a partition: plenty for readers that keep up.
+//! Everything between the records that go in and the alerts that come out is what `run` starts:
+//! the same threads, stages, transactions and topics. Only the broker is a stand-in, in this
+//! process (`cluster.rs` says what it can and what it proves). One thread, this one, plays the
+//! cloud's metering pipeline and the subscriber of the alerts at once; what it must know of the
+//! service it reads from the service's own metrics, as an operator would.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod cluster;
+mod counters;
+mod report;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::mocking::MockCluster;
-use rdkafka::producer::DefaultProducerContext;
-use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
-
+use self::cluster::{Alerts, Cluster, PARTITIONS};
+use self::counters::Counters;
+use self::report::Report;
 use super::print;
-use super::show::{self, Alert, Names, State, Style};
+use super::run::signals;
+use super::show::Style;
 use crate::config::Config;
 use crate::detector::time::{Span, Timestamp};
 use crate::error::Fatal;
 use crate::http::health::Health;
-use crate::kafka::topology::{self, Layout};
 use crate::kafka::{Options, Service};
-use crate::metrics::{self, Stage};
+use crate::metrics;
 use crate::record_file::Format;
 use crate::simulate::encode::{encode_account, encode_event};
 use crate::simulate::publish::Publisher;
-use crate::simulate::scenario::Tenant;
-use crate::simulate::truth::{self, Used};
-use crate::simulate::{Cloud, KeyBy, Plan, Scenario};
+use crate::simulate::{Cloud, KeyBy, Plan, Scenario, Sent};
 
 /// 2026-01-05T00:00:00Z, a Monday.
 const START: Timestamp = Timestamp(1_767_571_200_000_000_000);
 /// Accounts of no interest among those that matter.
 const BACKGROUND: u32 = 60;
-/// Partitions of usage, tasks of every stage, and workers.
-const PARTITIONS: u32 = 2;
-/// How long the mock cluster and the group may take to come up, and the last records to be read.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// No alert for this long after the last record was read: there is none to come.
-const SILENCE: Duration = Duration::from_secs(2);
-/// Records that may lie unread: compressed, they are a quarter of what the mock keeps.
-const BACKLOG: u64 = 60_000;
-/// Between two looks at the alert topic.
-const TICK: Duration = Duration::from_millis(50);
+/// Events that METER may not have committed: more than it reads between two commits a second apart,
+/// and about 5 MB before compression, beyond which the mock forgets those of a partition.
+const UNREAD: u64 = 32_768;
+/// Events between two looks at the alerts.
+const STRIDE: u64 = 512;
+/// How long the service may take to hold its partitions; the mock lets a group form for 3 s.
+const READY: Duration = Duration::from_secs(30);
+/// How long it may take to follow to the end.
+const DRAIN: Duration = Duration::from_secs(60);
+/// A wait for an alert, between two looks at everything else.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Watch a simulated cloud: no broker, no configuration.
+///
+/// The service runs over an in-process mock of Kafka. Alerts print as they fire; Ctrl-C ends early.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Simulated hours a second.
-    #[arg(long, value_name = "HOURS", default_value_t = 24)]
+    #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..))]
     speed: u32,
     /// Simulated days.
     #[arg(long, value_name = "DAYS", default_value_t = 35, value_parser = clap::value_parser!(u32).range(1..=400))]
@@ -57,14 +64,17 @@ pub struct Args {
     /// The same seed gives the same cloud.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Also write the alerts as they stand in the topic to this .ndjson file.
+    #[arg(long, value_name = "FILE")]
+    alerts: Option<PathBuf>,
 }
 
 /// The demo's cloud: every scenario, metered hourly.
-fn plan(args: &Args) -> Plan {
+pub fn plan(seed: u64, days: u32) -> Plan {
     Plan {
-        seed: args.seed,
+        seed,
         start: START,
-        span: Span::days(u64::from(args.days)),
+        span: Span::days(u64::from(days)),
         interval: Span::hours(1),
         partitions: PARTITIONS,
         key: KeyBy::Account,
@@ -77,6 +87,53 @@ fn plan(args: &Args) -> Plan {
     }
 }
 
+pub fn execute(args: &Args) -> Result<(), Fatal> {
+    let signals = signals()?;
+    let counters = Counters::new(metrics::install()?);
+    let cloud = Cloud::new(plan(args.seed, args.days)).map_err(Fatal::Internal)?;
+    let cluster = Cluster::start()?;
+    let config = &cluster.config;
+    announce(args, &cloud, config)?;
+    publish_directory(&cloud, config)?;
+    let health = Arc::new(Health::new(config.kafka.workers));
+    let service = Service::start(config, cluster.layout, Options::default(), &health)?;
+    let demo = Demo {
+        alerts: cluster.alerts()?,
+        report: Report::new(cloud.tenants(), Style::of_stdout(), args.alerts.as_deref())?,
+        service,
+        health,
+        signals,
+        counters,
+    };
+    demo.run(cloud, config, args.speed)
+}
+
+fn announce(args: &Args, cloud: &Cloud, config: &Config) -> Result<(), Fatal> {
+    print(&format!(
+        "A cloud of {} accounts and {} nodes, {} days at {} hours a second; home is {}.\n\
+         The service judges it by the {} default policies, over an in-process mock of Kafka.\n\
+         Starting; the first alerts come within seconds. Ctrl-C ends early.\n",
+        cloud.tenants().len(),
+        cloud.resources(),
+        args.days,
+        args.speed,
+        config.rules.origin.home.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        config.policies.list.len(),
+    ))
+}
+
+/// Before the service starts, so that it knows every account from the first event on.
+fn publish_directory(cloud: &Cloud, config: &Config) -> Result<(), Fatal> {
+    let publisher = Publisher::new(&config.kafka.bootstrap_servers, &BTreeMap::new())?;
+    let mut bytes = Vec::new();
+    for tenant in cloud.tenants().iter().filter(|tenant| !tenant.unlisted) {
+        encode_account(&tenant.entry, Format::Delimited, &mut bytes);
+        let key = tenant.entry.account_id.as_bytes();
+        publisher.send(&config.topics.accounts, None, Some(key), &bytes)?;
+    }
+    publisher.finish(&config.topics.accounts)
+}
+
 /// Simulated time against the clock.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
@@ -85,10 +142,6 @@ struct Pace {
 }
 
 impl Pace {
-    fn start(hours_per_second: u32) -> Self {
-        Self { started: Instant::now(), hours_per_second: hours_per_second.max(1) }
-    }
-
     /// How long a record must wait that is written at this instant.
     fn until(&self, written: Timestamp) -> Duration {
         let simulated = written.since(START).0;
@@ -97,348 +150,161 @@ impl Pace {
     }
 }
 
-/// Prints alerts as they come and remembers them for the summary.
-#[derive(Debug)]
-struct Printer {
-    names: Names,
-    style: Style,
-    /// Policies that fired, by scope and key.
-    fired: BTreeMap<(String, String), BTreeSet<String>>,
-    firing: u64,
-    updated: u64,
-    resolved: u64,
+/// Why a wait or the feed ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Reached,
+    TimedOut,
+    Interrupted,
 }
 
-impl Printer {
-    fn new(tenants: &[Tenant], style: Style) -> Self {
-        let names = tenants
-            .iter()
-            .map(|tenant| (tenant.entry.account_id.clone(), tenant.entry.legal_name.clone()));
-        let names = names.collect();
-        Self { names, style, fired: BTreeMap::new(), firing: 0, updated: 0, resolved: 0 }
+struct Demo {
+    service: Service,
+    health: Arc<Health>,
+    alerts: Alerts,
+    report: Report,
+    signals: Receiver<&'static str>,
+    counters: Counters,
+}
+
+impl Demo {
+    fn run(mut self, mut cloud: Cloud, config: &Config, speed: u32) -> Result<(), Fatal> {
+        let played = self.play(&mut cloud, config, speed);
+        // what a thread of the service died of explains everything that failed after it
+        self.service.join()?;
+        if played? == End::Interrupted {
+            print("\nInterrupted: this is as far as it came.\n")?;
+        }
+        self.report.finish(cloud.tenants(), cloud.used(), &self.counters.read())
     }
 
-    fn print(&mut self, alert: &Alert) -> Result<(), Fatal> {
-        match alert.state {
-            State::Firing => {
-                self.firing += 1;
-                let key = (alert.scope.clone(), alert.key.clone());
-                self.fired.entry(key).or_default().insert(alert.policy.id.clone());
+    fn play(&mut self, cloud: &mut Cloud, config: &Config, speed: u32) -> Result<End, Fatal> {
+        match self.await_that(READY, |demo| Ok(demo.health.unready().is_none()))? {
+            End::Reached => {}
+            End::Interrupted => return Ok(End::Interrupted),
+            End::TimedOut => {
+                let reason = self.health.unready().unwrap_or_default();
+                return Err(Fatal::Broker(format!("the service is not ready: {reason}")));
             }
-            State::Updated => self.updated += 1,
-            State::Resolved => self.resolved += 1,
         }
-        // running totals grow all the time
-        if alert.state == State::Updated && alert.policy.severity == "info" {
-            return Ok(());
+        let mut fed = Fed::default();
+        if self.feed(cloud, config, speed, &mut fed)? == End::Interrupted {
+            return Ok(End::Interrupted);
         }
-        print(&show::alert(alert, &self.names, self.style))
+        let epoch = config.rules.time.epoch;
+        let end = self.await_that(DRAIN, |demo| {
+            let counts = demo.counters.read();
+            let followed = counts.read >= fed.events && counts.watermark >= fed.watermark(epoch);
+            Ok(followed && demo.alerts.is_at_end()?)
+        })?;
+        if end == End::TimedOut {
+            print(
+                "\nThe service has not followed to the end in time: the last hours are missing.\n",
+            )?;
+        }
+        Ok(end)
     }
 
-    /// What was found of each scenario, beside what was true.
-    fn summary(&self, tenants: &[Tenant], used: &[Used], counts: &Counts) -> String {
-        let mut text = String::from("\nWhat was simulated, and what was said about it\n");
-        for scenario in truth::scenarios(tenants) {
-            let mut seen = Seen::default();
-            for (tenant, used) in tenants.iter().zip(used) {
-                if tenant.scenario == scenario {
-                    seen.add(tenant, used, &self.fired);
+    /// Publishes the cloud's events, each when its simulated time has come.
+    fn feed(
+        &mut self,
+        cloud: &mut Cloud,
+        config: &Config,
+        speed: u32,
+        fed: &mut Fed,
+    ) -> Result<End, Fatal> {
+        let publisher = Publisher::new(&config.kafka.bootstrap_servers, &BTreeMap::new())?;
+        let pace = Pace { started: Instant::now(), hours_per_second: speed };
+        let topic = &config.topics.usage;
+        let mut bytes = Vec::new();
+        while let Some(Sent { partition, written, event, .. }) = cloud.next() {
+            while !pace.until(written).is_zero() {
+                let wait = pace.until(written).min(PAUSE);
+                if self.attend(wait)? == End::Interrupted {
+                    return Ok(End::Interrupted);
                 }
             }
-            text.push_str(&seen.row(scenario));
+            if fed.events.is_multiple_of(STRIDE) && self.await_room(fed.events)? == End::Interrupted
+            {
+                return Ok(End::Interrupted);
+            }
+            encode_event(&event, Format::Delimited, &mut bytes);
+            publisher.send_at(topic, partition, event.account_id.as_bytes(), &bytes, written)?;
+            fed.add(partition, event.time);
         }
-        text.push_str(&format!(
-            "\n{} events read = {} counted + {} duplicates + {} dead letters; {} late, counted all \
-             the same\n{} alerts fired, {} updates, {} resolved\n",
-            counts.read,
-            counts.counted,
-            counts.duplicate,
-            counts.dead_lettered,
-            counts.late,
-            self.firing,
-            self.updated,
-            self.resolved
-        ));
-        text
+        publisher.finish(topic)?;
+        Ok(End::Reached)
     }
-}
 
-/// One scenario's accounts together.
-#[derive(Default)]
-struct Seen {
-    accounts: u32,
-    foreign: u32,
-    flop: f64,
-    peak: f64,
-    policies: BTreeSet<String>,
-}
+    /// Until METER has committed all but so many that the mock keeps them.
+    fn await_room(&mut self, fed: u64) -> Result<End, Fatal> {
+        let end = self.await_that(READY, |demo| Ok(fed <= demo.counters.read().read + UNREAD))?;
+        match end {
+            End::Reached | End::Interrupted => Ok(end),
+            End::TimedOut => Err(Fatal::Internal("the service reads no usage any more".into())),
+        }
+    }
 
-impl Seen {
-    fn add(
+    /// Serves alerts, signals and failures until `done`.
+    fn await_that(
         &mut self,
-        tenant: &Tenant,
-        used: &Used,
-        fired: &BTreeMap<(String, String), BTreeSet<String>>,
-    ) {
-        self.accounts += 1;
-        self.foreign += u32::from(truth::is_foreign(tenant));
-        #[expect(clippy::cast_precision_loss, reason = "for people to read")]
-        let flop = used.measure.flop as f64 * 1e9;
-        self.flop += flop;
-        self.peak += used.peak_accelerators;
-        let account = &tenant.entry.account_id;
-        let owner = &tenant.entry.owner_id;
-        for ((scope, key), policies) in fired {
-            let concerned = match scope.as_str() {
-                "account" => key == account,
-                "site" => key.split('@').next() == Some(account),
-                "owner" => key == account || (!owner.is_empty() && key == owner),
-                _ => false,
-            };
-            if concerned {
-                self.policies.extend(policies.iter().cloned());
+        patience: Duration,
+        mut done: impl FnMut(&mut Self) -> Result<bool, Fatal>,
+    ) -> Result<End, Fatal> {
+        let deadline = Instant::now() + patience;
+        let mut wait = Duration::ZERO;
+        loop {
+            if self.attend(wait)? == End::Interrupted {
+                return Ok(End::Interrupted);
+            }
+            if done(self)? {
+                return Ok(End::Reached);
+            }
+            if Instant::now() >= deadline {
+                return Ok(End::TimedOut);
+            }
+            wait = PAUSE;
+        }
+    }
+
+    /// Prints the alerts that are there or come within `wait`, and looks at everything that may
+    /// end the demo.
+    fn attend(&mut self, wait: Duration) -> Result<End, Fatal> {
+        let mut alert = self.alerts.next(wait)?;
+        while let Some(bytes) = alert {
+            self.report.alert(&bytes)?;
+            alert = self.alerts.next(Duration::ZERO)?;
+        }
+        if let Some(fatal) = self.service.failure(Duration::ZERO) {
+            return Err(fatal);
+        }
+        match self.signals.try_recv() {
+            Ok(_) => Ok(End::Interrupted),
+            Err(TryRecvError::Empty) => Ok(End::Reached),
+            Err(TryRecvError::Disconnected) => {
+                Err(Fatal::Internal("the signal thread ended".into()))
             }
         }
     }
-
-    fn row(&self, scenario: Scenario) -> String {
-        let policies: Vec<&str> = self.policies.iter().map(String::as_str).collect();
-        let said = if policies.is_empty() { "nothing".to_owned() } else { policies.join(", ") };
-        format!(
-            "  {:<16} {:>3} accounts, {:>3} foreign  {:>8.1e} FLOP  up to {:>5.0} accelerators  {said}\n",
-            scenario.name(),
-            self.accounts,
-            self.foreign,
-            self.flop,
-            self.peak
-        )
-    }
 }
 
-/// The service's own counters.
-#[derive(Debug, Default, PartialEq)]
-struct Counts {
-    read: u64,
-    counted: u64,
-    duplicate: u64,
-    dead_lettered: u64,
-    late: u64,
-}
-
-impl Counts {
-    /// From the text that `/metrics` would give.
-    fn of(metrics: &str) -> Self {
-        let total = |name: &str| {
-            let series = metrics.lines().filter_map(|line| line.strip_prefix(name));
-            let values = series.filter(|rest| rest.starts_with(['{', ' ']));
-            values.filter_map(|rest| rest.rsplit(' ').next()?.parse::<u64>().ok()).sum()
-        };
-        Self {
-            read: total("flopwatch_events_read_total"),
-            counted: total("flopwatch_events_counted_total"),
-            duplicate: total("flopwatch_events_duplicate_total"),
-            dead_lettered: total("flopwatch_events_dead_lettered_total"),
-            late: total("flopwatch_events_late_total"),
-        }
-    }
-}
-
-pub fn execute(args: Args) -> Result<(), Fatal> {
-    let broker = MockCluster::new(1)
-        .map_err(|error| Fatal::Broker(format!("starting the mock cluster: {error}")))?;
-    let config = Arc::new(configuration(&broker.bootstrap_servers())?);
-    create_topics(&broker, &config)?;
-    let cloud = Cloud::new(plan(&args)).map_err(Fatal::Internal)?;
-    print(&format!(
-        "{} accounts on {} nodes, {} simulated days at {} hours a second, the shipped policies\n\n",
-        cloud.tenants().len(),
-        cloud.resources(),
-        args.days,
-        args.speed
-    ))?;
-    let metrics = metrics::install()?;
-    let health = Arc::new(Health::new(config.kafka.workers));
-    let publisher = Publisher::new(&config.kafka.bootstrap_servers, &config.kafka.client)?;
-    publish_directory(&publisher, &config, &cloud)?;
-    let layout = Layout { usage: PARTITIONS, tasks: PARTITIONS };
-    let service = Service::start(&config, layout, Options::default(), &health)?;
-    let counts = move || Counts::of(&metrics.render());
-    let watched = watch(&args, &config, (&service, &health), cloud, publisher, counts);
-    let stopped = service.join();
-    print(&watched?)?;
-    stopped
-}
-
-/// The shipped policies and defaults, over the mock. A simulated hour lasts milliseconds, so METER
-/// may run days ahead of ACCOUNT.
-fn configuration(bootstrap: &str) -> Result<Config, Fatal> {
-    let text = format!(
-        "[kafka]\nbootstrap_servers = \"{bootstrap}\"\nworkers = {PARTITIONS}\n\
-         instance = \"demo\"\n[time]\nmax_skew = \"7d\"\n"
-    );
-    Config::from_text("the demo's configuration", &text)
-}
-
-fn create_topics(
-    broker: &MockCluster<'_, DefaultProducerContext>,
-    config: &Config,
-) -> Result<(), Fatal> {
-    let names = &config.topics;
-    let tasks = i32::try_from(PARTITIONS).expect("two");
-    let mut topics = vec![
-        (names.usage.clone(), tasks),
-        (names.accounts.clone(), 1),
-        (names.account_usage.clone(), tasks),
-        (names.group_usage.clone(), tasks),
-        (names.alerts.clone(), 1),
-        (names.shadow_alerts.clone(), 1),
-        (names.dead_letters.clone(), 1),
-    ];
-    topics.extend(Stage::ALL.map(|stage| (topology::changelog(config, stage), tasks)));
-    for (name, partitions) in topics {
-        broker
-            .create_topic(&name, partitions, 1)
-            .map_err(|error| Fatal::Broker(format!("making topic {name}: {error}")))?;
-    }
-    Ok(())
-}
-
-fn publish_directory(publisher: &Publisher, config: &Config, cloud: &Cloud) -> Result<(), Fatal> {
-    let mut bytes = Vec::new();
-    for tenant in cloud.tenants().iter().filter(|tenant| !tenant.unlisted) {
-        encode_account(&tenant.entry, Format::Delimited, &mut bytes);
-        let key = tenant.entry.account_id.as_bytes();
-        publisher.send(&config.topics.accounts, Some(0), Some(key), &bytes)?;
-    }
-    publisher.finish(&config.topics.accounts)
-}
-
-fn await_ready(service: &Service, health: &Health) -> Result<(), Fatal> {
-    let deadline = Instant::now() + PATIENCE;
-    while let Some(reason) = health.unready() {
-        if let Some(fatal) = service.failure(TICK) {
-            return Err(fatal);
-        }
-        if Instant::now() >= deadline {
-            return Err(Fatal::Broker(format!("the mock cluster is not ready: {reason}")));
-        }
-    }
-    Ok(())
-}
-
-/// Prints alerts while the cloud is fed in, until nothing more comes; returns the summary.
-fn watch(
-    args: &Args,
-    config: &Config,
-    (service, health): (&Service, &Health),
-    cloud: Cloud,
-    publisher: Publisher,
-    counts: impl Fn() -> Counts + Clone + Send + 'static,
-) -> Result<String, Fatal> {
-    let tenants = cloud.tenants().to_vec();
-    let mut printer = Printer::new(&tenants, Style::of_stdout());
-    let alerts = alert_reader(config)?;
-    let pace = Pace::start(args.speed);
-    let usage = config.topics.usage.clone();
-    let read = counts.clone();
-    let feeder = thread::spawn(move || feed(cloud, &publisher, &usage, pace, &|| read().read));
-    // the first records wait for the group to form
-    await_ready(service, health)?;
-    while !feeder.is_finished() {
-        print_alerts(&alerts, &mut printer)?;
-        if let Some(fatal) = service.failure(Duration::ZERO) {
-            return Err(fatal);
-        }
-    }
-    let fed = feeder.join().map_err(|_| Fatal::Internal("the feeder panicked".to_owned()))??;
-    let deadline = Instant::now() + PATIENCE;
-    let mut heard = Instant::now();
-    while Instant::now() < deadline && (counts().read < fed.records || heard.elapsed() < SILENCE) {
-        if print_alerts(&alerts, &mut printer)? {
-            heard = Instant::now();
-        }
-    }
-    Ok(printer.summary(&tenants, fed.cloud.used(), &counts()))
-}
-
+/// What was published.
+#[derive(Debug, Default)]
 struct Fed {
-    cloud: Cloud,
-    records: u64,
+    events: u64,
+    /// The greatest `time` of each partition: its stream time once it is read.
+    times: [Timestamp; PARTITIONS as usize],
 }
 
-/// Sends each record when its simulated time has come, unless too many are unread.
-fn feed(
-    mut cloud: Cloud,
-    publisher: &Publisher,
-    topic: &str,
-    pace: Pace,
-    read: &dyn Fn() -> u64,
-) -> Result<Fed, Fatal> {
-    let mut bytes = Vec::new();
-    let mut records = 0;
-    while let Some(sent) = cloud.next() {
-        let wait = pace.until(sent.written);
-        if wait > Duration::from_millis(5) {
-            thread::sleep(wait);
-        }
-        encode_event(&sent.event, Format::Delimited, &mut bytes);
-        let key = sent.event.account_id.as_bytes();
-        publisher.send(topic, Some(sent.partition), Some(key), &bytes)?;
-        records += 1;
-        if records % 4096 == 0 {
-            while records > read() + BACKLOG {
-                thread::sleep(TICK);
-            }
-        }
+impl Fed {
+    fn add(&mut self, partition: u32, time: Timestamp) {
+        self.events += 1;
+        let latest = &mut self.times[partition as usize];
+        *latest = time.max(*latest);
     }
-    publisher.finish(topic)?;
-    Ok(Fed { cloud, records })
-}
 
-fn alert_reader(config: &Config) -> Result<BaseConsumer, Fatal> {
-    let refused = |error| Fatal::Broker(format!("reading alerts: {error}"));
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &config.kafka.bootstrap_servers)
-        .set("group.id", "flopwatch-demo-reader")
-        .set("enable.auto.commit", "false")
-        .set("isolation.level", "read_committed")
-        .create()
-        .map_err(refused)?;
-    let mut assignment = TopicPartitionList::new();
-    assignment
-        .add_partition_offset(&config.topics.alerts, 0, Offset::Beginning)
-        .map_err(refused)?;
-    consumer.assign(&assignment).map_err(refused)?;
-    Ok(consumer)
-}
-
-/// Prints what has come within a tick; whether anything has.
-fn print_alerts(alerts: &BaseConsumer, printer: &mut Printer) -> Result<bool, Fatal> {
-    let mut any = false;
-    let until = Instant::now() + TICK;
-    while Instant::now() < until {
-        let Some(record) = alerts.poll(TICK) else { continue };
-        let record = record.map_err(|error| Fatal::Broker(format!("reading alerts: {error}")))?;
-        let alert = Alert::read(record.payload().unwrap_or_default())
-            .map_err(|error| Fatal::Internal(format!("an alert cannot be read: {error}")))?;
-        printer.print(&alert)?;
-        any = true;
-    }
-    Ok(any)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counters_are_summed_over_their_labels_and_not_over_longer_names() {
-        let text = "# TYPE flopwatch_events_read_total counter\n\
-                    flopwatch_events_read_total 12\n\
-                    flopwatch_events_dead_lettered_total{reason=\"invalid_id\"} 1\n\
-                    flopwatch_events_dead_lettered_total{reason=\"undecodable\"} 2\n\
-                    flopwatch_events_read_total_other 5\n";
-        let counts = Counts::of(text);
-        assert_eq!(counts, Counts { read: 12, dead_lettered: 3, ..Counts::default() });
+    /// The M that every stage reaches.
+    fn watermark(&self, epoch: Span) -> Timestamp {
+        self.times.iter().min().copied().unwrap_or_default().floor(epoch)
     }
 }

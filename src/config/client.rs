@@ -71,7 +71,8 @@ const SECRET: [&str; 7] = [
     "keystore.pem",
 ];
 
-pub(super) fn is_secret(setting: &str) -> bool {
+/// Whether a setting's value is never printed.
+pub(crate) fn is_secret(setting: &str) -> bool {
     !setting.ends_with(FILE_SUFFIX) && SECRET.iter().any(|part| setting.contains(part))
 }
 

@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use client::REFUSED;
+pub(crate) use client::is_secret;
 pub(crate) use duration::parse as parse_duration;
 pub use keys::{KEYS, Key, Kind};
 pub use policies::{ConfigSource, load_policies};

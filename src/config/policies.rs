@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::field::{Field, Table};
 use super::policy::{self, Surroundings};
 use super::tree::{Node, parse_document, wrong};
-use super::{Result, duration, globs, shipped};
+use super::{Result, globs, shipped};
 use crate::data::DEFAULT_PRESET;
 use crate::detector::directory::Country;
 use crate::detector::policy::{Policies, Policy};
@@ -192,7 +192,7 @@ pub(super) fn read(tree: &Node, directory: &Path, around: Surroundings<'_>) -> R
 /// The set that nobody asked for must not refuse tiers that somebody did: a policy of it whose
 /// windows no tier keeps is left out, and said to be. Named as `preset:default` it is refused.
 fn default_set(entries: &Field<'_>, around: Surroundings<'_>) -> Result<Set> {
-    const ANY_WINDOW: [TierRules; 1] = [TierRules { slice: Span(1), keep: duration::LONGEST }];
+    const ANY_WINDOW: [TierRules; 1] = [TierRules { slice: Span(1), keep: Span::LONGEST }];
     let around_default = Surroundings { tiers: &ANY_WINDOW, ..around };
     let mut reader = Reader { around: around_default, list: Vec::new(), seen: BTreeMap::new() };
     let document = shipped::preset(entries, DEFAULT_PRESET)?;

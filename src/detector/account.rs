@@ -53,6 +53,8 @@ pub struct Account {
     expired: Option<Timestamp>,
     /// The watermark last sent on.
     announced: Option<Timestamp>,
+    /// Records of our own input that retention removed before they were read.
+    gap: u64,
     /// State was restored: the directory does not know its facts yet, and owners and origins have
     /// not been compared with the rules.
     restored: Restored,
@@ -102,6 +104,7 @@ impl Account {
             touched: BTreeSet::new(),
             expired: None,
             announced: None,
+            gap: 0,
             restored: Restored::default(),
             align_changed: false,
             last_judged: None,
@@ -125,6 +128,18 @@ impl Account {
     /// The last step taken.
     pub fn watermark(&self) -> Option<Timestamp> {
         self.align.step()
+    }
+
+    /// Retention removed this many records of the input before they were read.
+    pub fn accept_gap(&mut self, records: u64) {
+        self.gap += records;
+        self.align_changed = true;
+    }
+
+    /// The directory has been read to its end: an account that it no longer names is removed.
+    pub fn directory_complete(&mut self) {
+        self.seed_directory();
+        self.directory.complete();
     }
 
     /// Accounts with state.
@@ -171,7 +186,7 @@ impl Stage for Account {
             && self.announced != Some(step)
         {
             for partition in 0..self.targets {
-                let value = pack_watermark(self.partition, self.targets, step);
+                let value = pack_watermark(self.partition, self.targets, step, self.gaps());
                 outbox.push(Output::Forward { partition, value });
             }
             self.announced = Some(step);
@@ -189,6 +204,7 @@ impl Stage for Account {
             (StateKey::Align, Some(value)) => {
                 let mut reader = Reader::new(value)?;
                 check_stamp(&self.rules, &mut reader)?;
+                self.gap = reader.number()?;
                 self.align.restore(&mut reader)
             }
             (StateKey::Align, None) => Err(damaged("the alignment")),
@@ -214,6 +230,11 @@ impl Stage for Account {
 
 /// One step.
 impl Account {
+    /// Records lost before they were read, by METER and by us.
+    fn gaps(&self) -> u64 {
+        self.gap + self.align.gaps().sum::<u64>()
+    }
+
     fn step(&mut self, step: Timestamp, sums: Vec<AccountSum>, outbox: &mut Outbox) {
         let mut added = Step::default();
         let judged = self.rules.judged(step.minus(self.rules.time.epoch));
@@ -300,9 +321,10 @@ impl Account {
         }
         let with_sites = self.policies.list.iter().any(|policy| policy.scope == Scope::Site);
         let mut alerts = Vec::new();
+        let gap = self.gaps();
         for (&id, account) in &mut self.accounts {
-            let mut judging =
-                Judging { rules: &self.rules, names: &self.names, policies: &self.policies, at };
+            let (rules, names, policies) = (&self.rules, &self.names, &self.policies);
+            let mut judging = Judging { rules, names, policies, at, gap };
             let changed = judging.account(id, account, &mut alerts);
             let sites = with_sites || !account.sites.is_empty();
             let changed_sites = sites && judging.sites(id, account, &mut alerts);
@@ -346,6 +368,7 @@ struct Judging<'a> {
     names: &'a Names,
     policies: &'a Policies,
     at: Timestamp,
+    gap: u64,
 }
 
 impl Judging<'_> {
@@ -355,6 +378,7 @@ impl Judging<'_> {
         let windows = &account.sums.windows;
         let subject =
             Subject::new(Scope::Account, self.at, self.rules, self.names, windows, &behind)
+                .with_gap(self.gap)
                 .with_runs(&account.sums.carry);
         let changed = subject.judge(self.policies, &mut episodes, alerts);
         account.sums.episodes = episodes;
@@ -373,6 +397,7 @@ impl Judging<'_> {
             let windows = &account.sums.windows;
             let subject =
                 Subject::new(Scope::Site, self.at, self.rules, self.names, windows, &behind)
+                    .with_gap(self.gap)
                     .on_fabric(fabric);
             changed |= subject.judge(self.policies, episodes, alerts);
             !episodes.is_empty()
@@ -544,6 +569,7 @@ impl Account {
         if std::mem::take(&mut self.align_changed) && outbox.keeps_changes() {
             let mut writer = Writer::default();
             write_stamp(&self.rules, &mut writer);
+            writer.unsigned(self.gap);
             self.align.write(&mut writer);
             let key = StateKey::Align.bytes();
             outbox.push(Output::Change { key, value: Some(writer.finish()) });

@@ -130,6 +130,9 @@ pub struct Evidence {
     pub by_fabric: BTreeMap<String, Sum>,
     /// Part of it was counted at `catalogue.unknown`.
     pub unknown_accelerator: bool,
+    /// Records that retention removed before they were read: sums since then are too low.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub gap_records: u64,
 }
 
 /// A measure with the names that the ledger uses.
@@ -351,6 +354,9 @@ impl Episode {
     fn read_fired(&self, reader: &mut Reader<'_>) -> Result<Fired, StageError> {
         let (first_at, report_due) = (reader.time()?, reader.optional_time()?);
         let (revision, last_at) = (reader.small()?, reader.time()?);
+        if revision == u32::MAX {
+            return Err(damaged("a revision that others can follow"));
+        }
         let (last_flop, unmet_since) = (reader.float()?, reader.optional_time()?);
         let title = reader.text()?.to_owned();
         let severity = reader.text()?;
@@ -383,6 +389,11 @@ impl Fired {
         self.last_at = at;
         self.last_flop = flop;
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

@@ -130,7 +130,14 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.take(length)?).map_err(|_| damaged("text"))
     }
 
+    /// An instant that spans are added to.
     pub fn time(&mut self) -> Read<Timestamp> {
+        let time = self.any_time()?;
+        if time > Timestamp::LIMIT { Err(damaged("an instant before 2525")) } else { Ok(time) }
+    }
+
+    /// An instant that is only compared or shown.
+    pub fn any_time(&mut self) -> Read<Timestamp> {
         self.number().map(Timestamp)
     }
 
@@ -145,12 +152,13 @@ impl<'a> Reader<'a> {
     }
 
     pub fn measure(&mut self) -> Read<Measure> {
-        Ok(Measure {
+        let measure = Measure {
             accelerator_ms: self.signed()?,
             flop: self.signed()?,
             flop_allocated: self.signed()?,
             flop_theoretical: self.signed()?,
-        })
+        };
+        if measure.is_plausible() { Ok(measure) } else { Err(damaged("a sum below 2^100")) }
     }
 
     pub fn take(&mut self, length: usize) -> Read<&'a [u8]> {

@@ -17,6 +17,8 @@ use super::time::{Span, Timestamp};
 /// Times within a bucket fit the 48 bits that an entry has for them.
 const BUCKET: Span = Span::seconds(300);
 const OFFSET_BITS: u32 = 48;
+/// More blocks than a bucket can have: thousands of commits a second for as long as it fills.
+const BLOCK_LIMIT: u32 = 1 << 20;
 
 /// 80 bits of a hash, in the low bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -122,6 +124,9 @@ impl Dedup {
         block: u32,
         value: Option<&[u8]>,
     ) -> Result<(), StageError> {
+        if bucket > Timestamp::LATEST.0 / BUCKET.0 || block >= BLOCK_LIMIT {
+            return Err(damaged("a block of accepted identities"));
+        }
         let Some(value) = value else {
             self.expire(Timestamp((bucket + 1) * BUCKET.0), |_| ());
             return Ok(());

@@ -168,7 +168,8 @@ impl UsageEvent<'_> {
             );
             return Err(Invalid::new(Reason::IntervalTooLong, detail));
         }
-        if end > time.plus(rules.max_future) {
+        // spans are taken from the later instant: a producer may stamp a record with any instant
+        if end.minus(rules.max_future) > time {
             let detail = format!(
                 "end {end} is later than time {time} + time.max_future {}",
                 rules.max_future
@@ -176,7 +177,7 @@ impl UsageEvent<'_> {
             return Err(Invalid::new(Reason::EndInFuture, detail));
         }
         if let Some(recorded) = recorded
-            && time > recorded.plus(rules.max_future)
+            && time.minus(rules.max_future) > recorded
         {
             let detail = format!(
                 "time {time} is later than the record's timestamp {recorded} + time.max_future {}",

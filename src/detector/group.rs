@@ -39,6 +39,8 @@ pub struct Group {
     expired: Option<Timestamp>,
     /// The watermark at the last commit.
     committed: Option<Timestamp>,
+    /// Records of our own input that retention removed before they were read.
+    gap: u64,
     align_changed: bool,
     last_judged: Option<Timestamp>,
 }
@@ -69,6 +71,7 @@ impl Group {
             touched: BTreeSet::new(),
             expired: None,
             committed: None,
+            gap: 0,
             align_changed: false,
             last_judged: None,
         }
@@ -84,6 +87,12 @@ impl Group {
         self.align.step()
     }
 
+    /// Retention removed this many records of the input before they were read.
+    pub fn accept_gap(&mut self, records: u64) {
+        self.gap += records;
+        self.align_changed = true;
+    }
+
     /// Owners and countries with state.
     pub fn groups(&self) -> usize {
         self.groups.len()
@@ -96,14 +105,19 @@ impl Group {
     }
 
     /// ACCOUNT has finished: applies every sum in order, and judges up to `stream_time`.
-    pub fn finish(&mut self, stream_time: Timestamp, outbox: &mut Outbox) {
+    pub fn finish(
+        &mut self,
+        stream_time: Timestamp,
+        outbox: &mut Outbox,
+    ) -> Result<(), StageError> {
         self.end_at(stream_time);
         let last = stream_time.floor(self.rules.finest().slice);
         let last_step = last.plus(self.rules.time.lateness);
         while let Some((step, entries)) = self.align.next_final_step(last_step) {
-            self.step(step, entries, outbox);
+            self.step(step, entries, outbox)?;
         }
         self.expire(last);
+        Ok(())
     }
 
     /// Every retained slice of the finest tier, by scope and key, with its sum.
@@ -139,7 +153,7 @@ impl Stage for Group {
         self.align.read(record.offset, usage.announcement, entries.map(|entry| (tag, entry)));
         self.align_changed = true;
         while let Some((step, entries)) = self.align.next_step() {
-            self.step(step, entries, outbox);
+            self.step(step, entries, outbox)?;
         }
         Ok(())
     }
@@ -162,6 +176,7 @@ impl Stage for Group {
             (StateKey::Align, Some(value)) => {
                 let mut reader = Reader::new(value)?;
                 check_stamp(&self.rules, &mut reader)?;
+                self.gap = reader.number()?;
                 self.align.restore(&mut reader)
             }
             (StateKey::Align, None) => Err(damaged("the alignment")),
@@ -192,14 +207,20 @@ impl Stage for Group {
 
 /// One step.
 impl Group {
-    fn step(&mut self, step: Timestamp, entries: Vec<Entry>, outbox: &mut Outbox) {
+    fn step(
+        &mut self,
+        step: Timestamp,
+        entries: Vec<Entry>,
+        outbox: &mut Outbox,
+    ) -> Result<(), StageError> {
         let judged = self.rules.judged(step.minus(self.rules.time.epoch));
         self.expire(judged);
         for entry in entries {
-            self.apply(entry, judged);
+            self.apply(entry, judged)?;
         }
         self.judge(step, outbox);
         outbox.tally.steps += 1;
+        Ok(())
     }
 
     fn expire(&mut self, judged: Timestamp) {
@@ -215,7 +236,7 @@ impl Group {
         }
     }
 
-    fn apply(&mut self, entry: Entry, judged: Timestamp) {
+    fn apply(&mut self, entry: Entry, judged: Timestamp) -> Result<(), StageError> {
         let key = match &entry {
             Entry::Sum(sum) => sum.group,
             Entry::Membership(membership) => membership.group,
@@ -236,10 +257,11 @@ impl Group {
                 ),
             },
             Entry::Membership(membership) => {
-                group.apply_membership(&membership, self.names.text(membership.account));
+                group.apply_membership(&membership, self.names.text(membership.account))?;
             }
         }
         self.touched.insert(key);
+        Ok(())
     }
 
     fn judge(&mut self, step: Timestamp, outbox: &mut Outbox) {
@@ -249,12 +271,15 @@ impl Group {
             return;
         }
         let mut alerts = Vec::new();
+        // every ACCOUNT partition has heard of the same METER partitions
+        let gap = self.gap + self.align.gaps().max().unwrap_or_default();
         for (&key, group) in &mut self.groups {
             let mut episodes = std::mem::take(&mut group.sums.episodes);
             let name = self.names.text(key.name);
             let behind = OneGroup { scope: key.scope, name, group, rules: &self.rules };
             let (rules, windows) = (&self.rules, &group.sums.windows);
-            let mut subject = Subject::new(key.scope, at, rules, &self.names, windows, &behind);
+            let mut subject =
+                Subject::new(key.scope, at, rules, &self.names, windows, &behind).with_gap(gap);
             if key.scope == Scope::Owner {
                 subject = subject.with_runs(&group.sums.carry);
             }
@@ -295,6 +320,7 @@ impl Group {
         if std::mem::take(&mut self.align_changed) && outbox.keeps_changes() {
             let mut writer = Writer::default();
             write_stamp(&self.rules, &mut writer);
+            writer.unsigned(self.gap);
             self.align.write(&mut writer);
             let key = StateKey::Align.bytes();
             outbox.push(Output::Change { key, value: Some(writer.finish()) });
@@ -307,21 +333,26 @@ impl GroupState {
         Self { sums: KeyState::new(rules), accounts: BTreeMap::new(), members: 0 }
     }
 
-    fn apply_membership(&mut self, membership: &Membership, account: &str) {
+    fn apply_membership(
+        &mut self,
+        membership: &Membership,
+        account: &str,
+    ) -> Result<(), StageError> {
         self.sums.head_changed = true;
         if membership.group.scope == Scope::Country {
-            if membership.member {
-                self.members += 1;
-            } else {
-                self.members = self.members.checked_sub(1).expect("only members leave");
-            }
+            let members = match membership.member {
+                true => self.members.checked_add(1),
+                // only members leave, unless retention took the record by which one joined
+                false => Some(self.members.saturating_sub(1)),
+            };
+            self.members = members.ok_or_else(|| damaged("a count of members"))?;
         } else if membership.member {
-            let facts =
-                Reader::new(&membership.facts).and_then(|mut facts| Facts::read(&mut facts));
-            self.accounts.insert(account.into(), facts.unwrap_or_default());
+            let facts = Facts::read(&mut Reader::new(&membership.facts)?)?;
+            self.accounts.insert(account.into(), facts);
         } else {
             self.accounts.remove(account);
         }
+        Ok(())
     }
 
     fn is_over(&self) -> bool {

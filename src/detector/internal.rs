@@ -107,12 +107,18 @@ pub struct UsagePacker<'a> {
     inputs: u32,
     sums: Vec<proto::AccountSum>,
     records: Vec<proto::AccountUsage>,
+    gap: u64,
 }
 
 impl<'a> UsagePacker<'a> {
     pub fn new(input: u32, inputs: u32, names: &'a Names) -> Self {
         let names = LocalNames::new(names);
-        Self { names, input, inputs, sums: Vec::new(), records: Vec::new() }
+        Self { names, input, inputs, sums: Vec::new(), records: Vec::new(), gap: 0 }
+    }
+
+    /// Retention removed this many of the input's records before they were read.
+    pub fn mark_gap(&mut self, records: u64) {
+        self.gap = records;
     }
 
     pub fn add(&mut self, sum: &AccountSum) {
@@ -149,6 +155,7 @@ impl<'a> UsagePacker<'a> {
             partitions: self.inputs,
             watermark_unix_nano: 0,
             idle: false,
+            gap_records: self.gap,
             names: self.names.take(),
             sums: std::mem::take(&mut self.sums),
         });
@@ -166,17 +173,18 @@ pub fn unpack_usage(
     for sum in &record.sums {
         sums.push(AccountSum {
             account: look_up(&local, sum.account)?,
-            tag: Timestamp(sum.tag_unix_nano),
-            slice_end: Timestamp(sum.slice_end_unix_nano),
+            tag: instant(sum.tag_unix_nano)?,
+            slice_end: slice_end(sum.slice_end_unix_nano)?,
             place: place(&local, sum.region, sum.fabric, sum.accelerator)?,
-            measure: unpack(sum.measure.as_ref()),
+            measure: unpack(sum.measure.as_ref())?,
         });
     }
     let announcement = Announcement {
         input: record.input_partition,
         inputs: record.partitions,
-        watermark: some_time(record.watermark_unix_nano),
+        watermark: some_time(record.watermark_unix_nano)?,
         idle: record.idle,
+        gap: record.gap_records,
     };
     Ok((announcement, sums))
 }
@@ -252,11 +260,12 @@ impl<'a> GroupPacker<'a> {
 }
 
 /// A record that only says how far an ACCOUNT partition has come.
-pub fn pack_watermark(input: u32, inputs: u32, watermark: Timestamp) -> Vec<u8> {
+pub fn pack_watermark(input: u32, inputs: u32, watermark: Timestamp, gap: u64) -> Vec<u8> {
     let record = proto::GroupUsage {
         input_partition: input,
         partitions: inputs,
         watermark_unix_nano: watermark.0,
+        gap_records: gap,
         ..proto::GroupUsage::default()
     };
     record.encode_to_vec()
@@ -285,8 +294,8 @@ pub fn unpack_group_usage(value: &[u8], names: &mut Names) -> Result<GroupUsage,
             group: group(sum.country, sum.key)?,
             place: place(&local, sum.region, sum.fabric, sum.accelerator)?,
             tier: (sum.tier as usize).checked_sub(1),
-            slice_end: Timestamp(sum.slice_end_unix_nano),
-            measure: unpack(sum.measure.as_ref()),
+            slice_end: slice_end(sum.slice_end_unix_nano)?,
+            measure: unpack(sum.measure.as_ref())?,
         });
     }
     let mut memberships = Vec::with_capacity(record.memberships.len());
@@ -301,10 +310,11 @@ pub fn unpack_group_usage(value: &[u8], names: &mut Names) -> Result<GroupUsage,
     let announcement = Announcement {
         input: record.input_partition,
         inputs: record.partitions,
-        watermark: some_time(record.watermark_unix_nano),
+        watermark: some_time(record.watermark_unix_nano)?,
         idle: false,
+        gap: record.gap_records,
     };
-    Ok(GroupUsage { announcement, tag: Timestamp(record.tag_unix_nano), sums, memberships })
+    Ok(GroupUsage { announcement, tag: instant(record.tag_unix_nano)?, sums, memberships })
 }
 
 fn unreadable(error: &prost::DecodeError) -> StageError {
@@ -337,8 +347,22 @@ fn place(
     })
 }
 
-fn some_time(unix_nano: u64) -> Option<Timestamp> {
-    (unix_nano != 0).then_some(Timestamp(unix_nano))
+/// An instant that no span can carry out of range.
+fn instant(unix_nano: u64) -> Result<Timestamp, StageError> {
+    let instant = Timestamp(unix_nano);
+    if instant > Timestamp::LIMIT { Err(damaged("an instant before 2525")) } else { Ok(instant) }
+}
+
+fn slice_end(unix_nano: u64) -> Result<Timestamp, StageError> {
+    if unix_nano == 0 { Err(damaged("a slice's end")) } else { instant(unix_nano) }
+}
+
+fn some_time(unix_nano: u64) -> Result<Option<Timestamp>, StageError> {
+    (unix_nano != 0).then(|| instant(unix_nano)).transpose()
+}
+
+fn damaged(expected: &str) -> StageError {
+    StageError::State(format!("an internal record is damaged: {expected} expected"))
 }
 
 fn pack(measure: &Measure) -> proto::Measure {
@@ -358,14 +382,15 @@ fn pack(measure: &Measure) -> proto::Measure {
     }
 }
 
-fn unpack(measure: Option<&proto::Measure>) -> Measure {
-    let Some(measure) = measure else { return Measure::ZERO };
-    Measure {
+fn unpack(measure: Option<&proto::Measure>) -> Result<Measure, StageError> {
+    let Some(measure) = measure else { return Ok(Measure::ZERO) };
+    let measure = Measure {
         accelerator_ms: whole(measure.accelerator_ms, measure.accelerator_ms_high),
         flop: whole(measure.flop, measure.flop_high),
         flop_allocated: whole(measure.flop_allocated, measure.flop_allocated_high),
         flop_theoretical: whole(measure.flop_theoretical, measure.flop_theoretical_high),
-    }
+    };
+    if measure.is_plausible() { Ok(measure) } else { Err(damaged("a sum below 2^100")) }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the two halves of 128 bits")]

@@ -53,6 +53,8 @@ pub struct Subject<'a> {
     /// `None` at scopes that keep no runs.
     pub carry: Option<&'a RunCarry>,
     pub behind: &'a dyn Behind,
+    /// Records lost to retention.
+    pub gap: u64,
     run: OnceCell<Option<RunView>>,
 }
 
@@ -66,11 +68,16 @@ impl<'a> Subject<'a> {
         behind: &'a dyn Behind,
     ) -> Self {
         let (part, carry, run) = (Part::All, None, OnceCell::new());
-        Self { scope, at, rules, names, windows, part, carry, behind, run }
+        Self { scope, at, rules, names, windows, part, carry, behind, gap: 0, run }
     }
 
     pub fn on_fabric(mut self, fabric: NameId) -> Self {
         self.part = Part::Fabric(fabric);
+        self
+    }
+
+    pub fn with_gap(mut self, records: u64) -> Self {
+        self.gap = records;
         self
     }
 
@@ -319,7 +326,7 @@ impl Subject<'_> {
     fn evidence(&self, window: Option<Span>) -> Evidence {
         let (tier, after, until) = self.bounds(self.estimate_window(window));
         let (rules, bounds) = (&self.rules.tiers[tier], (after, until));
-        let mut evidence = Evidence::default();
+        let mut evidence = Evidence { gap_records: self.gap, ..Evidence::default() };
         self.windows.each_slice(tier, rules, bounds, self.part, |end, sum| {
             evidence.slices.push(SliceSum { end, sum: Sum::of(&sum) });
         });

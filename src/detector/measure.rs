@@ -28,6 +28,14 @@ impl Measure {
         *self == Self::ZERO
     }
 
+    /// The largest event comes to less than 2^85, so that no input reaches 2^100; a damaged sum
+    /// that does would make others overflow.
+    pub fn is_plausible(&self) -> bool {
+        [self.accelerator_ms, self.flop, self.flop_allocated, self.flop_theoretical]
+            .iter()
+            .all(|value| value.unsigned_abs() < 1 << 100)
+    }
+
     /// Negative sums (more taken back than used) count as nothing in a window.
     pub fn clamped(self) -> Self {
         self.map(|value| value.max(0))

@@ -12,6 +12,9 @@ pub const SECOND_NS: u64 = 1_000_000_000;
 pub struct Span(pub u64);
 
 impl Span {
+    /// The longest that can be configured, 25 years: 64 bits have room for two beyond 2500.
+    pub const LONGEST: Self = Self::days(9131);
+
     pub const fn seconds(seconds: u64) -> Self {
         Self(seconds * SECOND_NS)
     }
@@ -61,13 +64,18 @@ pub struct Timestamp(pub u64);
 impl Timestamp {
     /// 2000-01-01T00:00:00Z: nothing accepted lies before it.
     pub const EARLIEST: Self = Self(946_684_800 * SECOND_NS);
-    /// 2500-01-01T00:00:00Z: nothing accepted lies at or after it, so that adding any configured
-    /// span (at most a century) to an accepted instant cannot overflow.
+    /// 2500-01-01T00:00:00Z: nothing accepted lies at or after it.
     pub const LATEST: Self = Self(16_725_225_600 * SECOND_NS);
+    /// No slice of accepted usage ends after it; adding any configured span cannot overflow.
+    pub const LIMIT: Self = Self(Self::LATEST.0 + Span::LONGEST.0);
 
     /// The instant `span` later.
     pub fn plus(self, span: Span) -> Self {
-        Self(self.0.checked_add(span.0).expect("accepted instants leave room for every span"))
+        Self(
+            self.0
+                .checked_add(span.0)
+                .expect("an instant up to the limit leaves room for every span"),
+        )
     }
 
     /// The instant `span` earlier, or 0: before every accepted instant either way.

@@ -10,7 +10,9 @@
 
 mod block;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+
+use foldhash::fast::FixedState;
 
 use super::StageError;
 use super::changelog::{Reader, Writer, damaged};
@@ -33,6 +35,8 @@ pub struct Place {
 pub struct Windows {
     /// Cells refer to places by index; a place without cells is free for reuse.
     places: Vec<PlaceSlot>,
+    /// For more places than a look at each would find quickly.
+    index: Option<Box<PlaceIndex>>,
     tiers: Box<[Tier]>,
     places_changed: bool,
     blocks_changed: bool,
@@ -43,6 +47,16 @@ struct PlaceSlot {
     place: Place,
     cells: u32,
 }
+
+#[derive(Debug)]
+struct PlaceIndex {
+    by_place: HashMap<Place, u32, FixedState>,
+    /// Places without cells; some may have been taken again since.
+    free: Vec<u32>,
+}
+
+/// Places that are searched one by one.
+const FEW_PLACES: usize = 16;
 
 #[derive(Debug, Default)]
 struct Tier {
@@ -212,7 +226,16 @@ impl Windows {
         let last_slice = |block: &Block| (block.number() + 1) * SLICES - 1;
         let gone = tier.blocks.partition_point(|b| last_slice(b) <= bound.0 / rules.slice.0);
         for block in tier.blocks.drain(..gone) {
-            block.each_cell(|_, place, _| self.places[place as usize].cells -= 1);
+            block.each_cell(|_, place, _| {
+                let slot = &mut self.places[place as usize];
+                slot.cells -= 1;
+                if slot.cells == 0
+                    && let Some(index) = &mut self.index
+                {
+                    index.by_place.remove(&slot.place);
+                    index.free.push(place);
+                }
+            });
             tier.removed.push(block.number());
             self.blocks_changed = true;
         }
@@ -228,19 +251,58 @@ impl Windows {
     }
 
     fn place_index(&mut self, place: Place) -> u32 {
-        let used = |slot: &PlaceSlot| slot.cells > 0 && slot.place == place;
-        let index = self.places.iter().position(used).unwrap_or_else(|| {
-            self.places_changed = true;
-            let slot = PlaceSlot { place, cells: 0 };
-            if let Some(free) = self.places.iter().position(|slot| slot.cells == 0) {
+        let held = |slot: &PlaceSlot| slot.cells > 0 && slot.place == place;
+        let found = if self.places.len() <= FEW_PLACES {
+            self.places.iter().position(held)
+        } else {
+            let index = self.index.get_or_insert_with(|| PlaceIndex::of(&self.places));
+            let known = index.by_place.get(&place).map(|index| *index as usize);
+            known.filter(|index| held(&self.places[*index]))
+        };
+        let index = found.unwrap_or_else(|| self.take_place(place));
+        u32::try_from(index).expect("fewer than 2^32 places")
+    }
+
+    /// A place without cells, or a new one.
+    fn take_place(&mut self, place: Place) -> usize {
+        self.places_changed = true;
+        let is_free = |index: &usize| self.places[*index].cells == 0;
+        let free = match &mut self.index {
+            None => (0..self.places.len()).find(is_free),
+            Some(index) => {
+                std::iter::from_fn(|| index.free.pop()).map(|index| index as usize).find(is_free)
+            }
+        };
+        let slot = PlaceSlot { place, cells: 0 };
+        let taken = match free {
+            Some(free) => {
                 self.places[free] = slot;
                 free
-            } else {
+            }
+            None => {
                 self.places.push(slot);
                 self.places.len() - 1
             }
-        });
-        u32::try_from(index).expect("fewer than 2^32 places")
+        };
+        if let Some(index) = &mut self.index {
+            index.by_place.insert(place, u32::try_from(taken).expect("fewer than 2^32 places"));
+        }
+        taken
+    }
+}
+
+impl PlaceIndex {
+    fn of(places: &[PlaceSlot]) -> Box<Self> {
+        let mut by_place = HashMap::with_hasher(FixedState::default());
+        let mut free = Vec::new();
+        for (index, slot) in (0u32..).zip(places) {
+            if slot.cells == 0 {
+                free.push(index);
+            } else {
+                by_place.insert(slot.place, index);
+            }
+        }
+        Box::new(Self { by_place, free })
     }
 }
 
@@ -329,6 +391,9 @@ impl Windows {
     ) -> Result<(), StageError> {
         let tier = usize::from(id.tier);
         let rules = rules.get(tier).ok_or_else(|| damaged("a configured tier"))?;
+        if id.number > Timestamp::LIMIT.0 / (SLICES * rules.slice.0) {
+            return Err(damaged("a block of accepted years"));
+        }
         let block = value.map(|value| Block::restore(id.number, value)).transpose()?;
         // the last slice of the block that holds cells
         let mut last = None;
@@ -349,17 +414,15 @@ impl Windows {
             tier.blocks.insert(at, block);
         }
         if let Some(within) = last {
-            let slice = id.number.checked_mul(SLICES).and_then(|base| base.checked_add(within));
-            let end = slice.and_then(|slice| slice.checked_mul(rules.slice.0));
-            let end = end.ok_or_else(|| damaged("a block number"))?;
-            tier.newest = tier.newest.max(Timestamp(end));
+            let end = Timestamp((id.number * SLICES + within) * rules.slice.0);
+            tier.newest = tier.newest.max(end);
         }
         Ok(())
     }
 
     /// The slot of a place that may be restored later than its cells.
     fn slot(&mut self, index: u32) -> Result<&mut PlaceSlot, StageError> {
-        const LIMIT: u32 = 1 << 24;
+        const LIMIT: u32 = 1 << 20;
         if index >= LIMIT {
             return Err(damaged("a place index"));
         }

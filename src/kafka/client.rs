@@ -183,7 +183,10 @@ fn layered(kafka: &config::Kafka, tunable: &[Options], exact: &[Options]) -> Cli
 /// librdkafka refuses an option: only `[kafka.client]` can bring a wrong one.
 fn refused(error: KafkaError) -> Fatal {
     let detail = if let KafkaError::ClientConfig(_, reason, name, value) = &error {
-        format!("{name} = {value:?}: {reason}")
+        match config::is_secret(name) {
+            true => name.clone(),
+            false => format!("{name} = {value:?}: {reason}"),
+        }
     } else {
         error.to_string()
     };

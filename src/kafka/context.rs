@@ -38,6 +38,13 @@ pub enum RebalanceEvent {
     Failed(RDKafkaErrorCode),
 }
 
+/// An error that librdkafka reports beside its calls.
+#[derive(Debug, Clone)]
+pub struct Complaint {
+    pub code: RDKafkaErrorCode,
+    pub reason: String,
+}
+
 /// The context of every consumer; only a worker's sees rebalances.
 #[derive(Debug)]
 pub struct ConsumerEvents {
@@ -45,7 +52,7 @@ pub struct ConsumerEvents {
     /// The worker is gone and the consumer is being dropped: nobody else will answer.
     closing: AtomicBool,
     // locks of the shell: a callback runs on the thread that polls, but the trait wants Sync
-    last_error: Mutex<Option<String>>,
+    last_error: Mutex<Option<Complaint>>,
 }
 
 impl ConsumerEvents {
@@ -56,7 +63,7 @@ impl ConsumerEvents {
     }
 
     /// What librdkafka last complained of, for the text of an error.
-    pub fn last_error(&self) -> Option<String> {
+    pub fn last_error(&self) -> Option<Complaint> {
         self.last_error.lock().expect("nothing panics while it holds this lock").clone()
     }
 
@@ -73,8 +80,12 @@ impl ClientContext for ConsumerEvents {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(client = "consumer", %error, reason, "librdkafka");
+        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
         let mut last = self.last_error.lock().expect("nothing panics while it holds this lock");
-        *last = Some(reason.to_owned());
+        // follows every refusal, whose own words say more
+        if code != RDKafkaErrorCode::AllBrokersDown || last.is_none() {
+            *last = Some(Complaint { code, reason: reason.to_owned() });
+        }
     }
 }
 

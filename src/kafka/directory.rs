@@ -6,9 +6,8 @@
 //! each record reaches each task exactly once and an account's records come in the order read.
 //!
 //! The table keeps a bounded history per account: an entry has effect only at its time, so the one
-//! in force may not be the last. The reader also counts the usage partitions now and then, the
-//! other thing that the whole process wants to know. Records that cannot be decoded leave the
-//! earlier entry in place.
+//! in force may not be the last. The reader also counts the usage partitions now and then, the other
+//! thing that the whole process wants to know. Records that cannot be decoded leave the earlier entry in place.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,6 +42,9 @@ pub(crate) const WAITING: usize = 65_536;
 
 /// Between two looks at how many partitions usage has.
 const LOOK: Duration = Duration::from_secs(30);
+
+/// Between two tries to open the topic while the broker is away.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// A directory record and its number in the order read.
 #[derive(Debug, Clone)]
@@ -129,7 +131,9 @@ impl Reader {
         let topic = config.topics.accounts.clone();
         let prober = client::prober(&config.kafka)?;
         let consumer = Arc::new(client::reader(&config.kafka, "directory")?);
-        let mut partitions = open(&prober, &consumer, &topic)?;
+        let Some(mut partitions) = self.await_open(&prober, &consumer, &topic)? else {
+            return Ok(());
+        };
         let mut batch = Batch::new(client::BATCH);
         let began = Instant::now();
         let mut looked = began;
@@ -146,14 +150,7 @@ impl Reader {
                         Polled::End { offset } => {
                             partition.at_end |= offset >= partition.mark;
                         }
-                        Polled::Failed(RDKafkaErrorCode::AutoOffsetReset) => {
-                            return Err(Fatal::Broker(format!(
-                                "topic {topic:?} lost its beginning while it was read: start again"
-                            )));
-                        }
-                        Polled::Failed(code) => {
-                            tracing::warn!(topic, %code, "directory fetch failed");
-                        }
+                        Polled::Failed(code) => failed(&topic, code)?,
                     }
                     Ok(())
                 })?;
@@ -172,6 +169,27 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// Tries until the broker answers; `None` when the process stops before.
+    fn await_open(
+        &self,
+        prober: &Consumer,
+        consumer: &Arc<Consumer>,
+        topic: &str,
+    ) -> Result<Option<Vec<Partition>>, Fatal> {
+        while !self.stop.load(Ordering::Acquire) {
+            match open(prober, consumer, topic) {
+                Ok(partitions) => return Ok(Some(partitions)),
+                Err(Trouble::Fatal(fatal)) => return Err(fatal),
+                Err(Trouble::Passing(detail) | Trouble::Aborted { detail, .. }) => {
+                    tracing::warn!(topic, detail, "the account directory cannot be read yet");
+                    // events, and the pause before the next try
+                    drop(consumer.poll(AGAIN));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// METER names in its records how many usage partitions there are.
@@ -223,6 +241,27 @@ impl Reader {
     }
 }
 
+/// An error in place of a record: a topic that is gone stops the process, since nobody's facts
+/// would change any more.
+fn failed(topic: &str, code: RDKafkaErrorCode) -> Result<(), Fatal> {
+    if code == RDKafkaErrorCode::AutoOffsetReset {
+        let text = format!("topic {topic:?} lost its beginning while it was read: start again");
+        return Err(Fatal::Broker(text));
+    }
+    if matches!(
+        code,
+        RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::UnknownPartition
+    ) {
+        let text = format!("reading the account directory {topic:?}: {code}");
+        return Err(Fatal::Broker(text));
+    }
+    tracing::warn!(topic, %code, "directory fetch failed");
+    Ok(())
+}
+
 struct Partition {
     queue: PartitionQueue,
     /// The end when reading began.
@@ -230,23 +269,29 @@ struct Partition {
     at_end: bool,
 }
 
-fn open(prober: &Consumer, consumer: &Arc<Consumer>, topic: &str) -> Result<Vec<Partition>, Fatal> {
-    let failed = |detail: &dyn std::fmt::Display| {
-        Fatal::Broker(format!("reading the account directory {topic:?}: {detail}"))
-    };
-    let count = topology::partitions(prober, topic)?.ok_or_else(|| failed(&"topic is missing"))?;
+fn open(
+    prober: &Consumer,
+    consumer: &Arc<Consumer>,
+    topic: &str,
+) -> Result<Vec<Partition>, Trouble> {
+    // it was there and readable at the start: by now the broker is away, or not quite back
+    let count = topology::partitions(prober, topic)
+        .map_err(|error| Trouble::Passing(error.to_string()))?
+        .ok_or_else(|| Trouble::Passing("the topic is not there".into()))?;
+    let mut marks = Vec::new();
+    for number in 0..count {
+        marks.push(ends(prober, topic, number, ASK)?);
+    }
     let mut assignment = TopicPartitionList::new();
     let mut partitions = Vec::new();
-    for number in 0..count {
-        let (low, mark) = ends(prober, topic, number, ASK).map_err(|trouble| match trouble {
-            Trouble::Fatal(fatal) => fatal,
-            Trouble::Passing(detail) | Trouble::Aborted { detail, .. } => failed(&detail),
-        })?;
+    for (number, (low, mark)) in (0..).zip(marks) {
         let queue = PartitionQueue::new(consumer, topic, number);
         add(&mut assignment, topic, number, low)?;
         partitions.push(Partition { queue, mark, at_end: low == mark });
     }
-    consumer.assign(&assignment).map_err(|error| failed(&error))?;
+    consumer
+        .assign(&assignment)
+        .map_err(|error| Trouble::Passing(format!("assigning the directory: {error}")))?;
     Ok(partitions)
 }
 

@@ -353,11 +353,12 @@ impl Task {
     fn failed(&self, code: RDKafkaErrorCode) -> Result<(), Trouble> {
         let Self { topic, partition, .. } = self;
         if code == RDKafkaErrorCode::AutoOffsetReset {
-            return Err(Trouble::Fatal(Fatal::State(format!(
-                "topic {topic:?}, partition {partition}: retention removed records before they \
-                 were read; --accept-gap goes on without them and counts them, a longer retention \
-                 prevents it"
-            ))));
+            // retention may have overtaken us, but librdkafka says the same when a broker comes
+            // back and does not know the epoch of a position: the next restore compares positions
+            // with what is there, and tells which
+            return Err(Trouble::Passing(format!(
+                "topic {topic:?}, partition {partition}: the position is not in the log"
+            )));
         }
         if matches!(
             code,

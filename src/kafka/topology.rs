@@ -24,13 +24,15 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::client;
-use super::context::Consumer;
+use super::context::{Complaint, Consumer};
 use crate::config::Config;
 use crate::error::Fatal;
 use crate::metrics::Stage;
 
 /// How long a broker may take to answer at start.
 pub const REACH: Duration = Duration::from_secs(10);
+/// Between two looks at what a broker that does not answer may have said.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Sums are consumed within seconds; 7 d are for an outage over a long weekend.
 const INTERNAL_RETENTION_MS: &str = "604800000";
@@ -504,18 +506,51 @@ fn cleanup_problem(topic: &Topic, found: &Found) -> Option<String> {
 
 /// Fails with one clear line when no broker answers.
 fn reach(prober: &Consumer, servers: &str, patience: Duration) -> Result<(), Fatal> {
-    if prober.client().fetch_cluster_id(patience).is_some() {
-        return Ok(());
+    let deadline = std::time::Instant::now() + patience;
+    while std::time::Instant::now() < deadline {
+        if prober.client().fetch_cluster_id(LOOK).is_some() {
+            return Ok(());
+        }
+        if let Some(refusal) = complaint(prober).and_then(|complaint| refusal(servers, &complaint))
+        {
+            return Err(refusal);
+        }
     }
     // a mock cluster has no id
     let Err(error) = prober.fetch_metadata(None, Duration::from_secs(1)) else { return Ok(()) };
-    // serves the events that say why
-    while prober.poll(Duration::ZERO).is_some() {}
-    let cause = prober.context().last_error().unwrap_or_else(|| error.to_string());
+    let cause = complaint(prober).map_or_else(|| error.to_string(), |complaint| complaint.reason);
     Err(Fatal::Broker(format!(
         "no broker answers at kafka.bootstrap_servers = {servers:?} ({cause}): start Kafka, or set \
-         kafka.bootstrap_servers and kafka.client to where and how it listens"
+         kafka.bootstrap_servers to where it listens and kafka.client (security.protocol, sasl.*, \
+         ssl.*) to how"
     )))
+}
+
+/// Serves the events that say why nothing answers.
+fn complaint(prober: &Consumer) -> Option<Complaint> {
+    while prober.poll(Duration::ZERO).is_some() {}
+    prober.context().last_error()
+}
+
+/// A broker that answered with no: waiting helps nobody.
+fn refusal(servers: &str, complaint: &Complaint) -> Option<Fatal> {
+    let reason = &complaint.reason;
+    let text = if complaint.code == RDKafkaErrorCode::Authentication {
+        format!(
+            "the broker at kafka.bootstrap_servers = {servers:?} refuses the login ({reason}): set \
+             sasl.mechanism, sasl.username and sasl.password_file under [kafka.client] to what it \
+             knows"
+        )
+    } else if complaint.code == RDKafkaErrorCode::SSL {
+        format!(
+            "no TLS with the broker at kafka.bootstrap_servers = {servers:?} ({reason}): set \
+             ssl.ca.location under [kafka.client] to the authority that signed its certificate, \
+             and the servers by the names that it holds"
+        )
+    } else {
+        return None;
+    };
+    Some(Fatal::Broker(text))
 }
 
 /// How many partitions the topic has; `None` when it is missing.

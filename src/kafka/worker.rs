@@ -194,8 +194,9 @@ impl Worker {
             let name = client::worker_name(&self.inlets.shared.config.kafka, self.number);
             return Err(Trouble::Fatal(if code == RDKafkaErrorCode::FencedInstanceId {
                 Fatal::Fenced(format!(
-                    "another process has joined the group as {name:?}: two processes must not \
-                     share a kafka.instance"
+                    "the group has given the name {name:?} to another member: two processes must \
+                     not share a kafka.instance; if there is no other, an answer of the broker was \
+                     lost on its way and the next start mends it"
                 ))
             } else {
                 Fatal::Broker(format!("the consumer {name:?} cannot go on: {reason}"))

@@ -22,7 +22,7 @@ enum Content {
 
 #[derive(Debug, Default)]
 struct Open {
-    /// In order of slice; the places of a slice in order of their first use.
+    /// In order of slice and place.
     cells: Vec<Cell>,
     changed: bool,
 }
@@ -49,18 +49,12 @@ impl Block {
         let within = u8::try_from(within).expect("a slice within its block");
         let open = self.open();
         open.changed = true;
-        let at = open.cells.partition_point(|cell| cell.within < within);
-        let slice = open.cells[at..].iter_mut().take_while(|cell| cell.within == within);
-        let mut after = at;
-        for cell in slice {
-            if cell.place == place {
-                cell.measure += measure;
-                return false;
-            }
-            after += 1;
+        let found = open.cells.binary_search_by_key(&(within, place), |c| (c.within, c.place));
+        match found {
+            Ok(at) => open.cells[at].measure += measure,
+            Err(at) => open.cells.insert(at, Cell { within, place, measure }),
         }
-        open.cells.insert(after, Cell { within, place, measure });
-        true
+        found.is_err()
     }
 
     pub(super) fn each_cell(&self, mut cell: impl FnMut(u64, u32, Measure)) {

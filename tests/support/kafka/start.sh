@@ -3,9 +3,12 @@
 #
 #   PORT=9092 CONTROLLER_PORT=9093 DATA=dir HEAP=768m tests/support/kafka/start.sh
 #
-# The jars come from Maven Central once, into target/. DATA is made when it is not there, and is a
+# PROPERTIES=file adds to the broker's settings, FORMAT='...' to the arguments that format its storage
+# (`--add-scram ...`). The jars come from Maven Central once, into target/. DATA is made when it is not there, and is a
 # temporary directory, removed at the end, when it is not given. With UNTIL_EOF=1 the broker ends
-# with standard input: a test that holds the other end takes it along, however it ends.
+# with standard input: a test that holds the other end takes it along, however it ends. With
+# PROXIED_PORT a second listener there sends its clients on to ADVERTISED_PORT, where a proxy of the
+# test listens.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../../.." && pwd)
@@ -39,15 +42,17 @@ if [[ -z "${DATA:-}" ]]; then
     temporary=$DATA
 fi
 mkdir -p "$DATA"
+proxied=${PROXIED_PORT:+,PROXIED://127.0.0.1:$PROXIED_PORT}
+advertised=${PROXIED_PORT:+,PROXIED://127.0.0.1:${ADVERTISED_PORT:-$PROXIED_PORT}}
 cat >"$DATA/server.properties" <<PROPERTIES
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$controller
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
-advertised.listeners=PLAINTEXT://127.0.0.1:$port
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller$proxied
+advertised.listeners=PLAINTEXT://127.0.0.1:$port$advertised
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
 log.dirs=$DATA/logs
 # a missing topic must show
 auto.create.topics.enable=false
@@ -64,12 +69,15 @@ group.initial.rebalance.delay.ms=0
 # a dead producer's transaction ends soon after its timeout
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 PROPERTIES
+# the later of two settings counts
+if [[ -n "${PROPERTIES:-}" ]]; then cat "$PROPERTIES" >>"$DATA/server.properties"; fi
 
 java_options=(-Xms128m "-Xmx${HEAP:-768m}" -XX:+UseSerialGC -cp "$libs/*"
     -Dorg.slf4j.simpleLogger.defaultLogLevel="${LOG_LEVEL:-error}")
 if [[ ! -e "$DATA/logs/meta.properties" ]]; then
+    read -ra format <<<"${FORMAT:-}"
     java "${java_options[@]}" -XX:TieredStopAtLevel=1 kafka.tools.StorageTool format \
-        --cluster-id MkU3OEVBNTcwNTJENDM2Qg --config "$DATA/server.properties" >&2
+        --cluster-id MkU3OEVBNTcwNTJENDM2Qg --config "$DATA/server.properties" "${format[@]}" >&2
 fi
 echo "start.sh: Kafka $version on 127.0.0.1:$port, data in $DATA" >&2
 java "${java_options[@]}" kafka.Kafka "$DATA/server.properties" </dev/null &
