@@ -127,8 +127,8 @@ impl Process {
 
     /// Its log from where it was last read to a line that holds `text`.
     fn lines_until(&mut self, text: &str) -> Vec<String> {
-        let mut lines = Vec::new();
         let log = self.log.as_mut().expect("not given away");
+        let mut lines = Vec::new();
         for line in log.map_while(Result::ok) {
             let found = line.contains(text);
             lines.push(line);

@@ -6,8 +6,9 @@
 //! each record reaches each task exactly once and an account's records come in the order read.
 //!
 //! The table keeps a bounded history per account: an entry has effect only at its time, so the one
-//! in force may not be the last. The reader also counts the usage partitions now and then, the other
-//! thing that the whole process wants to know. Records that cannot be decoded leave the earlier entry in place.
+//! in force may not be the last. The reader also counts the usage partitions now and then, the
+//! other thing that the whole process wants to know. Records that cannot be decoded leave the
+//! earlier entry in place.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -104,6 +105,8 @@ pub(crate) struct Reader {
     geoip: Option<GeoIp>,
     /// Of the last record read; numbers start at 1.
     number: u64,
+    /// The last look did not find the usage topic.
+    usage_missing: bool,
 }
 
 impl Reader {
@@ -122,6 +125,7 @@ impl Reader {
             stop: Arc::clone(stop),
             geoip: shared.config.geoip.as_deref().map(GeoIp::open).transpose()?,
             number: 0,
+            usage_missing: false,
         })
     }
 
@@ -161,7 +165,7 @@ impl Reader {
             }
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
-                self.count_usage_partitions(&prober);
+                self.count_usage_partitions(&prober)?;
             }
             if idle {
                 // events, and the pause when nothing comes
@@ -192,13 +196,27 @@ impl Reader {
         Ok(None)
     }
 
-    /// METER names in its records how many usage partitions there are.
-    fn count_usage_partitions(&self, prober: &Consumer) {
-        match topology::partitions(prober, &self.shared.config.topics.usage) {
-            Ok(Some(partitions)) => self.shared.saw_usage_partitions(partitions),
-            Ok(None) => tracing::warn!("the usage topic is not there"),
+    /// METER names in its records how many usage partitions there are. A usage topic that is gone
+    /// at two looks stops the process: librdkafka only takes its partitions away, without a word.
+    fn count_usage_partitions(&mut self, prober: &Consumer) -> Result<(), Fatal> {
+        let topic = &self.shared.config.topics.usage;
+        match topology::partitions(prober, topic) {
+            Ok(Some(partitions)) => {
+                self.shared.saw_usage_partitions(partitions);
+                self.usage_missing = false;
+            }
+            Ok(None) if self.usage_missing => {
+                let text =
+                    format!("usage topic {topic:?} is gone: restore it, or set topics.usage");
+                return Err(Fatal::Broker(text));
+            }
+            Ok(None) => {
+                tracing::warn!(topic, "the usage topic is not there");
+                self.usage_missing = true;
+            }
             Err(error) => tracing::warn!(%error, "counting usage partitions"),
         }
+        Ok(())
     }
 
     fn complete(&self, took: Duration) {

@@ -288,9 +288,9 @@ impl Task {
         tracing::warn!(topic, partition, records, "going on without what retention removed");
         metrics::gap_accepted(self.stage, records);
         match &mut self.machine {
-            Machine::Meter(_) => {}
-            Machine::Account(_) => {}
-            Machine::Group(_) => {}
+            Machine::Meter(meter) => meter.accept_gap(records),
+            Machine::Account(account) => account.accept_gap(records),
+            Machine::Group(group) => group.accept_gap(records),
         }
         // committed soon: the next start must not meet the same gap
         self.touched = true;
@@ -431,6 +431,13 @@ impl Task {
         if paused != self.paused {
             self.paused = paused;
             self.series.paused(paused);
+        }
+    }
+
+    /// The directory has been told to its end: what it no longer names is gone.
+    pub(crate) fn directory_complete(&mut self) {
+        if let Machine::Account(account) = &mut self.machine {
+            account.directory_complete();
         }
     }
 

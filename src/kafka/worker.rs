@@ -291,6 +291,7 @@ impl Worker {
             task.begin();
             task.set_partitions(self.known_partitions);
             self.inlets.directory.each(self.through, |record| task.directory(record));
+            task.directory_complete();
         }
         self.tasks = tasks;
         self.running = true;

@@ -153,9 +153,12 @@ fn a_partition_that_starts_late_holds_nobody_back_before_and_loses_nothing_after
     assert_eq!(world.found(&config), expected);
 }
 
+/// A partition's records and when they reach it.
+type Stamped = Vec<(Usage, Timestamp)>;
+
 /// An event a minute of every account for two days; those of one producer are stamped by a clock
 /// that is an hour ahead or behind.
-fn with_wrong_clocks() -> (Vec<Vec<(Usage, Timestamp)>>, Vec<(usize, u64)>) {
+fn with_wrong_clocks() -> (Vec<Stamped>, Vec<(usize, u64)>) {
     let mut partitions = vec![Vec::new(), Vec::new()];
     let mut ahead = Vec::new();
     for minute in 0..2880 {

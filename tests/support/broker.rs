@@ -246,6 +246,23 @@ impl Broker {
         found.elements().iter().map(|element| offset(element.offset())).collect()
     }
 
+    /// The group's committed positions in a topic as they are given out: with those that an open
+    /// transaction may still move, and only when none does.
+    pub(crate) fn stability(&self, group: &str, topic: &str) -> [String; 2] {
+        ["read_uncommitted", "read_committed"].map(|isolation| {
+            let mut client = self.client();
+            client.set("group.id", group).set("isolation.level", isolation);
+            let consumer: BaseConsumer = client.create().expect("a consumer");
+            let mut list = TopicPartitionList::new();
+            let last = i32::try_from(self.partitions(topic)).expect("few partitions") - 1;
+            list.add_partition_range(topic, 0, last);
+            match consumer.committed_offsets(list, Duration::from_secs(5)) {
+                Ok(found) => format!("{isolation}: {:?}", found.to_topic_map().values()),
+                Err(error) => format!("{isolation}: {error}"),
+            }
+        })
+    }
+
     /// How many members the group has.
     pub(crate) fn members(&self, group: &str) -> usize {
         let consumer: BaseConsumer = self.client().create().expect("a consumer");
