@@ -6,8 +6,9 @@
 //! each record reaches each task exactly once and an account's records come in the order read.
 //!
 //! The table keeps a bounded history per account: an entry has effect only at its time, so the one
-//! in force may not be the last. The reader also counts the usage partitions now and then, the other
-//! thing that the whole process wants to know. Records that cannot be decoded leave the earlier entry in place.
+//! in force may not be the last. The reader also counts the usage partitions now and then, the
+//! other thing that the whole process wants to know. Records that cannot be decoded leave the
+//! earlier entry in place.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
