@@ -39,8 +39,10 @@ pub struct Meter {
     dedup: Dedup,
     names: Names,
     sums: HashMap<SumKey, Measure, FixedState>,
-    /// Undecodable or invalid records in a row.
+    /// Undecodable or invalid records in a row, and what the changelog knows of them: a restart
+    /// must not begin to count anew, or a supervisor would drain the topic.
     invalid_in_a_row: u64,
+    invalid_logged: u64,
     position: Option<u64>,
     /// What every target partition has been told, and the changelog knows.
     announced: Option<Announced>,
@@ -77,6 +79,7 @@ impl Meter {
             names: Names::default(),
             sums: HashMap::with_hasher(FixedState::default()),
             invalid_in_a_row: 0,
+            invalid_logged: 0,
             position: None,
             announced: None,
             removed: Vec::new(),
@@ -303,10 +306,13 @@ impl Meter {
     fn log(&mut self, outbox: &mut Outbox) {
         let now = self.announcement();
         // stream time moves only with counted events, and each of those leaves an identity
-        if self.announced != Some(now) || self.dedup.has_news() {
+        let invalid_changed = self.invalid_logged != self.invalid_in_a_row;
+        if self.announced != Some(now) || self.dedup.has_news() || invalid_changed {
+            self.invalid_logged = self.invalid_in_a_row;
             let mut writer = Writer::default();
             writer.optional_time(self.stream_time);
             writer.flag(self.idle);
+            writer.unsigned(self.invalid_in_a_row);
             let key = MeterKey { partition: self.partition, block: None }.bytes();
             outbox.push(Output::Change { key, value: Some(writer.finish()) });
         }
@@ -329,6 +335,9 @@ impl Meter {
         let mut reader = Reader::new(value.ok_or_else(|| damaged("the stream time"))?)?;
         self.stream_time = reader.optional_time()?;
         self.idle = reader.flag()?;
+        // the first states had no count
+        self.invalid_in_a_row = if reader.is_empty() { 0 } else { reader.number()? };
+        self.invalid_logged = self.invalid_in_a_row;
         Ok(())
     }
 }
