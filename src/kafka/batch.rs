@@ -203,12 +203,17 @@ impl Batch {
     }
 
     /// Hands out what was taken, in order, each destroyed as soon as `each` is done with it (its
-    /// lines are still in the cache then). After an error the rest stays and is destroyed by the
-    /// next `fill`.
+    /// lines are still in the cache then). After an error the rest is destroyed at once: a client
+    /// waits for every message of its own before it goes.
     pub fn drain<E>(&mut self, mut each: impl FnMut(Polled<'_>) -> Result<(), E>) -> Result<(), E> {
         while let Some(message) = self.next() {
             let headers = message.headers();
-            each(message.read(&headers))?;
+            let done = each(message.read(&headers));
+            drop(headers);
+            if done.is_err() {
+                self.clear();
+                return done;
+            }
         }
         Ok(())
     }
