@@ -41,10 +41,7 @@ const REFUSALS: &[(&str, &str)] = &[
         "f.toml:2: time.epoch: \"5min\" has the unknown unit \"min\"; right would be",
     ),
     ("[time]\ndedup_horizon = \"101y\"", "time.dedup_horizon: \"101y\" has the unknown unit"),
-    (
-        "[time]\ndedup_horizon = \"9132d\"",
-        "time.dedup_horizon: \"9132d\" is longer than 25 years",
-    ),
+    ("[time]\ndedup_horizon = \"9132d\"", "time.dedup_horizon: \"9132d\" is longer than 25 years"),
     (
         "[time]\nidle_timeout = \"0s\"",
         "f.toml:2: time.idle_timeout: found \"0s\"; right would be a duration above 0",
