@@ -7,7 +7,7 @@ CARGO ?= cargo
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint deny fuzz validate bench kafka
+.PHONY: help setup demo test chaos lint deny fuzz validate bench kafka
 
 help: ## these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,11 @@ demo: ## watch a simulated cloud: no broker, no configuration
 test: ## all tests, those on a real Kafka included
 	@.ci/setup test
 	$(CARGO) test --locked
+
+chaos: ## faults on a real Kafka for minutes: CHAOS_EVENTS=, CHAOS_SECONDS=, CHAOS_SEED=
+	@.ci/setup test
+	CHAOS_EVENTS=$${CHAOS_EVENTS:-3000000} CHAOS_SECONDS=$${CHAOS_SECONDS:-600} \
+		$(CARGO) test --release --locked --test chaos -- --nocapture
 
 lint: ## formatting and lints, as .ci/run checks them
 	@.ci/setup build

@@ -37,7 +37,8 @@ enum Verb {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match logging::init(cli.logging).and_then(|()| execute(cli.verb)) {
+    let quiet = matches!(cli.verb, Verb::Demo(_));
+    match logging::init(cli.logging, quiet).and_then(|()| execute(cli.verb)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
             eprintln!("error: {fatal}");
@@ -51,7 +52,7 @@ fn execute(verb: Verb) -> Result<(), Fatal> {
         Verb::Check(args) => check::execute(args),
         Verb::Run(args) => run::execute(&args),
         Verb::Topics(args) => topics::execute(&args),
-        Verb::Demo(args) => demo::execute(args),
+        Verb::Demo(args) => demo::execute(&args),
         Verb::Replay(args) => replay::execute(&args),
         Verb::Simulate(args) => simulate::execute(args),
         Verb::Validate(args) => validate::execute(args),

@@ -29,6 +29,16 @@ const BATCH: usize = 4096;
 pub trait Source {
     /// The next record's number (from 1, as dead letters name it) and value; `None` at the end.
     fn next(&mut self) -> Result<Option<(u64, &[u8])>, Fatal>;
+
+    /// Its records are lines of text, which hold JSON objects and never protobuf.
+    fn is_text(&self) -> bool {
+        false
+    }
+
+    /// Where a record stands, for a person to find it.
+    fn place(&self, number: u64) -> String {
+        format!("record {number}")
+    }
 }
 
 /// Where outputs go, as they come.
@@ -67,7 +77,7 @@ pub fn replay(
     sources: Vec<Box<dyn Source + '_>>,
     sink: &mut dyn Sink,
 ) -> Result<Outcome, Fatal> {
-    let mut replay = Replay::new(rules, policies, sources.len());
+    let mut replay = Replay::new(rules, policies, &sources);
     for record in accounts {
         replay.account.directory(record);
     }
@@ -97,11 +107,14 @@ struct Replay {
 }
 
 impl Replay {
-    fn new(rules: &Arc<Rules>, policies: &Arc<Policies>, sources: usize) -> Self {
-        let count = u32::try_from(sources).expect("fewer than 2^32 sources");
-        let meter = |partition| Meter::new(Arc::clone(rules), partition, count, 1);
+    fn new(rules: &Arc<Rules>, policies: &Arc<Policies>, sources: &[Box<dyn Source + '_>]) -> Self {
+        let count = u32::try_from(sources.len()).expect("fewer than 2^32 sources");
+        let meters = (0..).zip(sources).map(|(partition, source)| {
+            let meter = Meter::new(Arc::clone(rules), partition, count, 1);
+            if source.is_text() { meter.over_lines() } else { meter }
+        });
         Self {
-            meters: (0..count).map(meter).collect(),
+            meters: meters.collect(),
             account: Account::new(Arc::clone(rules), Arc::clone(policies), 0, 1),
             group: Group::new(Arc::clone(rules), Arc::clone(policies)),
             tally: Tally::default(),
@@ -124,10 +137,10 @@ impl Replay {
         sink: &mut dyn Sink,
     ) -> Result<bool, Fatal> {
         let mut outbox = Outbox::without_changes();
-        let mut open = true;
+        let mut end = Ok(true);
         for _ in 0..BATCH {
             let Some((number, value)) = source.next()? else {
-                open = false;
+                end = Ok(false);
                 break;
             };
             let record = Record {
@@ -137,10 +150,14 @@ impl Replay {
                 value: Some(value),
                 headers: &[],
             };
-            self.meters[index].process(&record, &mut outbox).map_err(stopped)?;
+            if let Err(error) = self.meters[index].process(&record, &mut outbox) {
+                end = Err(stopped_at(source.place(number), error));
+                break;
+            }
         }
+        // what was refused shows why the replay stops
         self.take_meter_outputs(index, outbox, sink)?;
-        Ok(open)
+        end
     }
 
     /// Sends a meter's sums on when its watermark moved or it went idle.
@@ -218,6 +235,7 @@ impl Replay {
     /// Every watermark goes to infinity.
     fn finish(mut self, sink: &mut dyn Sink) -> Result<Outcome, Fatal> {
         if let Some(last) = self.meters.iter().filter_map(Meter::stream_time).max() {
+            self.group.end_at(last);
             let mut outbox = Outbox::without_changes();
             self.account.finish(last, &mut outbox);
             self.account.seal(&mut outbox);
@@ -258,9 +276,20 @@ fn internal_record<'a>(offset: &mut u64, value: &'a [u8]) -> Record<'a> {
     record
 }
 
-fn stopped(error: StageError) -> Fatal {
+/// METER's error at a record of a source.
+fn stopped_at(place: String, error: StageError) -> Fatal {
     match error {
-        StageError::TooManyInvalid { .. } => Fatal::Input(error.to_string()),
-        StageError::State(_) => Fatal::Internal(error.to_string()),
+        StageError::TooManyInvalid { limit, last, .. } => Fatal::Input(format!(
+            "{place}: {limit} invalid records in a row before this one ({}: {}): mend the file or \
+             input.format, or raise dead_letter.max_consecutive",
+            last.reason.name(),
+            last.detail
+        )),
+        StageError::State(_) => stopped(error),
     }
+}
+
+/// The stages' own records are sound.
+fn stopped(error: StageError) -> Fatal {
+    Fatal::Internal(error.to_string())
 }

@@ -27,8 +27,8 @@ fn error_of(output: &Output, code: i32) -> String {
 
 #[test]
 fn without_a_file_the_defaults_are_in_effect() {
+    // a Kafka of this machine may answer at the default address: its topics are not at issue
     let output = flopwatch(&["check"], &[]);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
     let printed = text(&output.stdout);
     assert!(printed.contains("bootstrap_servers = \"127.0.0.1:9092\""), "{printed}");
     assert!(printed.contains("preset:default"), "{printed}");
@@ -37,7 +37,11 @@ fn without_a_file_the_defaults_are_in_effect() {
 #[test]
 fn what_check_prints_is_a_configuration_that_checks_to_itself() {
     let directory = tempfile::tempdir().expect("a directory");
-    let printed = flopwatch(&["check"], &[("FLOPWATCH__KAFKA__WORKERS", "3")]).stdout;
+    let variables = [
+        ("FLOPWATCH__KAFKA__WORKERS", "3"),
+        ("FLOPWATCH__KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1"),
+    ];
+    let printed = flopwatch(&["check"], &variables).stdout;
     let file = directory.path().join("effective.toml");
     fs::write(&file, &printed).expect("written");
     let again = check(&file, &[]);
@@ -90,6 +94,19 @@ fn a_missing_file_and_a_wrong_variable_are_exit_code_2() {
     );
     let error = error_of(&flopwatch(&["check"], &[("FLOPWATCH_LOG", "xml")]), 2);
     assert!(error.contains("FLOPWATCH_LOG: unknown form"), "{error}");
+}
+
+#[test]
+fn a_broker_that_does_not_answer_is_a_note_and_no_failure() {
+    // nothing listens on port 1
+    let variables = [("FLOPWATCH__KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")];
+    let output = flopwatch(&["check"], &variables);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let printed = text(&output.stdout);
+    assert!(printed.contains("bootstrap_servers = \"127.0.0.1:1\""), "{printed}");
+    let note = text(&output.stderr);
+    assert_eq!(note.lines().count(), 1, "{note}");
+    assert!(note.starts_with("note: topics were not checked: kafka: no broker answers"), "{note}");
 }
 
 #[test]

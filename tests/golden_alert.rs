@@ -106,6 +106,7 @@ fn firing() -> Alert {
             by_region: shares(&["eu-west-1"]),
             by_fabric: shares(&["", "pod-7"]),
             unknown_accelerator: true,
+            gap_records: 0,
         },
         first_at: AT.minus(Span::hours(6)),
         report_due: Some(AT.plus(Span::days(15))),

@@ -2,24 +2,34 @@
 
 #[path = "support/broker.rs"]
 mod broker;
+#[path = "kafka/running.rs"]
+mod running;
 #[path = "support/world.rs"]
 mod world;
 
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use broker::Broker;
-use flopwatch::config::Config;
+use broker::{Broker, Kept};
+use flopwatch::config::{Config, Topics};
 use flopwatch::error::Fatal;
 use flopwatch::http::health::Health;
 use flopwatch::kafka::{Options, Service, topology};
 use flopwatch::metrics::Stage;
+use flopwatch::proto::Alert;
 use flopwatch::simulate::KeyBy;
 use flopwatch::simulate::publish::Publisher;
+use prost::Message as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tempfile::TempDir;
 use world::{World, config, config_text};
 
@@ -73,21 +83,35 @@ impl Member {
 /// A real process of the program.
 struct Process {
     child: Child,
+    log: Option<Lines<BufReader<ChildStderr>>>,
+    file: PathBuf,
     _directory: TempDir,
 }
 
 impl Process {
     fn run(name: &str, instance: &str, workers: usize) -> Self {
+        Self::run_with(name, instance, workers, "")
+    }
+
+    /// With `more` settings.
+    fn run_with(name: &str, instance: &str, workers: usize, more: &str) -> Self {
         let (directory, file) = config_file(name, instance, workers, &Broker::shared().address);
-        let child = Command::new(env!("CARGO_BIN_EXE_flopwatch"))
+        append_to(&file, more);
+        Self::start(directory, file)
+    }
+
+    /// With a configuration file, in a directory that lives as long as the process.
+    fn start(directory: TempDir, file: PathBuf) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_flopwatch"))
             .args(["run", "--config"])
-            .arg(file)
+            .arg(&file)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
-        Self { child, _directory: directory }
+        let log = Some(BufReader::new(child.stderr.take().expect("a pipe")).lines());
+        Self { child, log, file, _directory: directory }
     }
 
     fn signal(&self, name: &str) {
@@ -95,15 +119,38 @@ impl Process {
         assert!(sent.expect("kill runs").success());
     }
 
-    /// Reads its log until a line holds `text`.
-    fn await_line(&mut self, text: &str) {
-        let log = BufReader::new(self.child.stderr.as_mut().expect("a pipe"));
-        let found = log.lines().map_while(Result::ok).any(|line| line.contains(text));
-        assert!(found, "the log ends without {text:?}");
+    /// Reads its log until a line holds `text`, and returns that line.
+    fn await_line(&mut self, text: &str) -> String {
+        self.lines_until(text).pop().expect("the line was found")
+    }
+
+    /// Its log from where it was last read to a line that holds `text`.
+    fn lines_until(&mut self, text: &str) -> Vec<String> {
+        let log = self.log.as_mut().expect("not given away");
+        let mut lines = Vec::new();
+        for line in log.map_while(Result::ok) {
+            let found = line.contains(text);
+            lines.push(line);
+            if found {
+                return lines;
+            }
+        }
+        panic!("the log ends without {text:?}: {lines:?}")
     }
 
     fn end(mut self) -> ExitStatus {
         self.child.wait().expect("the program ends")
+    }
+
+    /// Waits for the program to end by itself: its exit code and the last line that it wrote.
+    fn failed(mut self) -> (Option<i32>, String) {
+        let log = self.log.take().expect("read once");
+        let (sender, last) = channel();
+        // the log ends with the program; one that hangs must not take the test along
+        let read = move || sender.send(log.map_while(Result::ok).last()).unwrap_or_default();
+        thread::spawn(read);
+        let last = last.recv_timeout(PATIENCE).expect("the program ends");
+        (self.child.wait().expect("its end").code(), last.unwrap_or_default())
     }
 }
 
@@ -179,6 +226,11 @@ fn three_processes_over_usage_keyed_by_event_equal_replay() {
 }
 
 #[test]
+fn one_process_over_unkeyed_usage_equals_replay() {
+    run_equals_replay("one-none", KeyBy::None, 1);
+}
+
+#[test]
 fn three_processes_over_unkeyed_usage_equal_replay() {
     run_equals_replay("three-none", KeyBy::None, 3);
 }
@@ -233,6 +285,200 @@ fn a_killed_process_is_replaced_by_the_others() {
 }
 
 #[test]
+fn changed_policies_take_effect_in_a_running_process_and_wrong_ones_do_not() {
+    let name = "reloaded";
+    let config = config(name, "test", 1);
+    let world = World::new(41, KeyBy::Account, 2);
+    let expected = world.replayed(&config);
+    world.prepare(&config);
+    world.send(&config, 0, 50);
+    let mut process = Process::run(name, "a", 1);
+    process.await_line("running");
+    await_progress(name, &config.topics.usage, 0, 0);
+    // without a threshold the file is wrong, and refused whole
+    append_to(
+        &process.file,
+        "[[policy]]\nid = \"added\"\nversion = 1\ntitle = \"T\"\nseverity = \"info\"\n\
+         scope = \"account\"\norigin = \"any\"\nwindow = \"1h\"\n[[policy.all]]\n",
+    );
+    process.await_line("changed policies refused");
+    append_to(&process.file, "metric = \"accelerators\"\nat_least = 0.5\n");
+    process.await_line("policies reloaded");
+    world.send(&config, 50, 100);
+    let is_new = |key: &(String, Vec<u8>)| key.1.ends_with(b"/added");
+    let deadline = Instant::now() + PATIENCE;
+    let found = loop {
+        let mut found = world.found(&config);
+        let new = found.alerts.keys().any(is_new);
+        found.alerts.retain(|key, _| !is_new(key));
+        if (new && found == expected) || Instant::now() >= deadline {
+            break found;
+        }
+    };
+    assert_eq!(found, expected);
+    process.signal("TERM");
+    assert_eq!(process.end().code(), Some(0));
+}
+
+fn append_to(file: &Path, text: &str) {
+    let mut file = std::fs::OpenOptions::new().append(true).open(file).expect("the file");
+    file.write_all(text.as_bytes()).expect("the file can be written");
+}
+
+/// What a demonstration rests on: no broker but librdkafka's own, which knows no administration.
+#[test]
+fn the_service_runs_over_an_in_process_mock_cluster() {
+    let cluster = MockCluster::new(1).expect("a mock cluster");
+    let text = config_text("mock", "a", 1, &cluster.bootstrap_servers());
+    let config = Arc::new(Config::from_text("mock", &text).expect("a valid configuration"));
+    let Topics { usage, accounts, account_usage, group_usage, .. } = &config.topics;
+    let Topics { alerts, shadow_alerts, dead_letters, .. } = &config.topics;
+    let ours = [account_usage, group_usage, alerts, shadow_alerts, dead_letters];
+    let changelogs = Stage::ALL.map(|stage| topology::changelog(&config, stage));
+    for name in [usage, accounts].into_iter().chain(ours).chain(&changelogs) {
+        cluster.create_topic(name, 2, 1).expect("a topic");
+    }
+    let world = World::new(43, KeyBy::Account, 2);
+    let live = |topic: &String| topic.as_str() == alerts.as_str();
+    let expected = world.replayed(&config).alerts;
+    let expected: usize =
+        expected.iter().filter(|(key, _)| live(&key.0)).map(|(_, values)| values.len()).sum();
+    world.send_accounts(&config);
+    world.send(&config, 0, 100);
+    let health = Arc::new(Health::new(1));
+    let layout = topology::Layout { usage: 2, tasks: 2 };
+    let service = Service::start(&config, layout, Options::default(), &health).expect("it starts");
+    let reader: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", cluster.bootstrap_servers())
+        .set("group.id", "reader")
+        .create()
+        .expect("a consumer");
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..2 {
+        assignment
+            .add_partition_offset(alerts, partition, Offset::Beginning)
+            .expect("a partition can be listed");
+    }
+    reader.assign(&assignment).expect("an assignment");
+    let deadline = Instant::now() + PATIENCE;
+    let mut found = 0;
+    while found < expected {
+        assert!(Instant::now() < deadline, "{found} of {expected} alerts");
+        found += usize::from(matches!(reader.poll(Duration::from_millis(100)), Some(Ok(_))));
+    }
+    service.join().expect("nothing went wrong");
+}
+
+#[test]
+fn a_directory_record_that_comes_while_it_runs_takes_effect() {
+    let name = "directory";
+    let mut world = World::new(73, KeyBy::Account, 2);
+    let accounts = std::mem::take(&mut world.accounts);
+    let deployment = config(name, "a", 1);
+    world.prepare(&deployment);
+    world.send(&deployment, 0, 40);
+    let member = Member::start(config(name, "a", 1), Options::default());
+    member.await_ready();
+    await_share(&world, &deployment, 40);
+    let origins = || {
+        let alerts = Broker::shared().read(&deployment.topics.alerts, "read_committed");
+        let values = alerts.iter().filter_map(|alert| alert.value.as_deref());
+        let parsed = values.map(|value| serde_json::from_slice::<serde_json::Value>(value));
+        let mut origins = Vec::new();
+        for alert in parsed.map(|alert| alert.expect("an alert is JSON")) {
+            if alert["data"]["scope"] == "account" {
+                origins.push(alert["data"]["origin"]["country"].clone());
+            }
+        }
+        origins
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while origins().is_empty() {
+        assert!(Instant::now() < deadline, "no alert");
+    }
+    assert!(origins().iter().all(|country| country == "ZZ"), "{:?}", origins());
+    world.accounts = accounts;
+    world.send_accounts(&deployment);
+    // the directory is read beside usage: some share comes after it
+    for share in (45..=100).step_by(5) {
+        world.send(&deployment, share - 5, share);
+        await_share(&world, &deployment, share);
+    }
+    while !origins().iter().any(|country| country != "ZZ") {
+        assert!(Instant::now() < deadline, "every origin is unknown: {:?}", origins());
+    }
+    member.stop();
+}
+
+#[test]
+fn alerts_as_protobuf_say_what_the_json_ones_do() {
+    let name = "protobuf";
+    let world = World::new(79, KeyBy::Account, 2);
+    let text = config_text(name, "a", 1, &Broker::shared().address);
+    let text = text + "[alerts]\nformat = \"protobuf\"\n";
+    let config = Config::from_text(name, &text).expect("a valid configuration");
+    let live = |key: &(String, Vec<u8>)| key.0 == config.topics.alerts;
+    let json = world.replayed(&config).alerts;
+    let expected: BTreeMap<_, Vec<_>> = json
+        .into_iter()
+        .filter(|(key, _)| live(key))
+        .map(|(key, alerts)| (key.1, alerts.iter().map(|alert| essence_of_json(alert)).collect()))
+        .collect();
+    world.prepare(&config);
+    world.send(&config, 0, 100);
+    let member = Member::start(config.clone(), Options::default());
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for record in Broker::shared().read(&config.topics.alerts, "read_committed") {
+            let essence = essence_of_protobuf(&record);
+            found.entry(record.key.expect("alerts have keys")).or_default().push(essence);
+        }
+        if found == expected {
+            break;
+        }
+        if Instant::now() >= deadline {
+            assert_eq!(found, expected);
+        }
+    }
+    member.stop();
+}
+
+/// Identity, subject, state, estimate and conditions.
+type Essence = (String, String, String, String, usize);
+
+fn essence_of_json(alert: &str) -> Essence {
+    let alert: serde_json::Value = serde_json::from_str(alert).expect("an alert is JSON");
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    let data = &alert["data"];
+    let flop = data["estimate"]["flop"].as_f64().expect("a number");
+    let conditions = data["conditions"].as_array().expect("a list").len();
+    (
+        text(&alert["id"]),
+        text(&alert["subject"]),
+        text(&data["state"]),
+        format!("{flop:e}"),
+        conditions,
+    )
+}
+
+fn essence_of_protobuf(record: &Kept) -> Essence {
+    let header = |name: &str| {
+        let mut values = record.headers.iter().filter(|(key, _)| key == name);
+        let value = values.next().and_then(|(_, value)| value.clone()).expect("a header");
+        String::from_utf8(value).expect("text")
+    };
+    let value = record.value.as_deref().expect("alerts have values");
+    let alert = Alert::decode(value).expect("an alert is protobuf");
+    let id = header("ce_id");
+    assert_eq!(id, format!("{}/{}", alert.alert_id, alert.revision));
+    let state = alert.state().as_str_name().to_lowercase();
+    let estimate = alert.estimate.expect("an estimate");
+    let flop = format!("{:e}", estimate.flop);
+    (id, header("ce_subject"), state, flop, alert.conditions.len())
+}
+
+#[test]
 fn a_partition_without_records_is_idle_and_holds_nobody_back() {
     let name = "idle";
     let mut world = World::new(37, KeyBy::Account, 2);
@@ -254,18 +500,47 @@ fn garbage_on_one_partition_leaves_the_outputs_of_all_as_they_were() {
     let name = "garbage";
     let config = config(name, "a", 1);
     let mut world = World::new(41, KeyBy::Account, 3);
-    let mut expected = world.replayed(&config);
-    let clean = std::mem::take(&mut world.partitions[1]);
-    for (number, record) in clean.into_iter().enumerate() {
+    let clean = world.replayed(&config);
+    let sound = std::mem::take(&mut world.partitions[1]);
+    for (number, record) in sound.into_iter().enumerate() {
         world.partitions[1].push(record);
         if number % 7 < 3 {
             world.partitions[1].push((None, b"{\"quantity\":\xff}".to_vec()));
-            expected.dead_letters += 1;
         }
     }
+    let expected = world.replayed(&config);
+    assert!(expected.dead_letters.len() > clean.dead_letters.len() + 100);
+    assert!((&expected.alerts, &expected.ledger) == (&clean.alerts, &clean.ledger));
     world.prepare(&config);
     world.send(&config, 0, 100);
     let member = Member::start(config.clone(), Options::default());
+    world.await_outcome(&config, &expected, PATIENCE);
+    member.stop();
+    assert_eq!(world.found(&config), expected);
+}
+
+#[test]
+fn a_backlog_beside_a_partition_not_yet_heard_of_waits_in_kafka() {
+    let name = "backlog";
+    let mut world = World::new(71, KeyBy::Account, 2);
+    let text = config_text(name, "a", 1, &Broker::shared().address);
+    let text = text + "[time]\nidle_timeout = \"1h\"\n";
+    let config = Config::from_text(name, &text).expect("a valid configuration");
+    let expected = world.replayed(&config);
+    world.prepare(&config);
+    let late = std::mem::take(&mut world.partitions[1]);
+    world.send(&config, 0, 100);
+    let member = Member::start(config.clone(), Options::default());
+    let usage = &config.topics.usage;
+    let all = i64::try_from(world.partitions[0].len()).expect("few records");
+    await_progress(name, usage, 0, 0);
+    let waiting = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < waiting {
+        let position = Broker::shared().positions(name, usage, 1)[0].expect("it has one");
+        assert!(position < all * 3 / 4, "{position} of {all} records were read");
+    }
+    world.partitions = vec![Vec::new(), late];
+    world.send(&config, 0, 100);
     world.await_outcome(&config, &expected, PATIENCE);
     member.stop();
     assert_eq!(world.found(&config), expected);
@@ -307,26 +582,7 @@ fn a_restore_waits_for_the_end_of_the_changelog_beyond_an_open_transaction() {
     world.prepare(&config(name, "a", 1));
     let first = Member::start(config(name, "a", 1), Options::default());
     first.await_ready();
-    let foreign: BaseProducer = Broker::shared()
-        .client()
-        .set("transactional.id", "foreign")
-        .set("transaction.timeout.ms", "120000")
-        .create()
-        .expect("a producer");
-    foreign.init_transactions(PATIENCE).expect("transactions");
-    foreign.begin_transaction().expect("a transaction");
-    for stage in Stage::ALL {
-        for partition in 0..2 {
-            let topic = topology::changelog(&config(name, "a", 1), stage);
-            // no key of ours: whoever reads it would fail
-            let record = BaseRecord::<[u8], [u8]>::to(&topic)
-                .partition(partition)
-                .key(b"?")
-                .payload(b"never");
-            foreign.send(record).map_err(|(error, _)| error).expect("a record is queued");
-        }
-    }
-    foreign.flush(PATIENCE).expect("records are written");
+    let foreign = open_transaction(&config(name, "a", 1), 2);
     world.send(&config(name, "a", 1), 0, 60);
     let usage = &config(name, "a", 1).topics.usage;
     await_positions(
@@ -350,6 +606,31 @@ fn a_restore_waits_for_the_end_of_the_changelog_beyond_an_open_transaction() {
     assert_eq!(world.found(&config(name, "b", 1)), expected);
 }
 
+/// A transaction of somebody else that has written to every changelog, and stays open.
+fn open_transaction(config: &Config, partitions: i32) -> BaseProducer {
+    let foreign: BaseProducer = Broker::shared()
+        .client()
+        .set("transactional.id", format!("{}-foreign", config.kafka.group_id))
+        .set("transaction.timeout.ms", "120000")
+        .create()
+        .expect("a producer");
+    foreign.init_transactions(PATIENCE).expect("transactions");
+    foreign.begin_transaction().expect("a transaction");
+    for stage in Stage::ALL {
+        for partition in 0..partitions {
+            let topic = topology::changelog(config, stage);
+            // no key of ours: whoever reads it would fail
+            let record = BaseRecord::<[u8], [u8]>::to(&topic)
+                .partition(partition)
+                .key(b"?")
+                .payload(b"never");
+            foreign.send(record).map_err(|(error, _)| error).expect("a record is queued");
+        }
+    }
+    foreign.flush(PATIENCE).expect("records are written");
+    foreign
+}
+
 /// Waits until the group has moved beyond a position, and says where to.
 fn await_progress(group: &str, topic: &str, partition: usize, beyond: i64) -> i64 {
     let deadline = Instant::now() + PATIENCE;
@@ -360,6 +641,12 @@ fn await_progress(group: &str, topic: &str, partition: usize, beyond: i64) -> i6
         }
         assert!(Instant::now() < deadline, "position {found:?}, not beyond {beyond}");
     }
+}
+
+/// Waits until this share (of 100) of every usage partition has been read.
+fn await_share(world: &World, config: &Config, share: usize) {
+    let read: Vec<_> = world.partitions.iter().map(|p| p.len() * share / 100).collect();
+    await_positions(&config.kafka.group_id, &config.topics.usage, &read);
 }
 
 /// Waits until the group has committed these positions.
@@ -428,6 +715,52 @@ fn records_that_retention_removed_stop_the_start_unless_the_gap_is_accepted() {
     let read: Vec<usize> = world.partitions.iter().map(|p| p.len() * 60 / 100).collect();
     await_positions(name, &usage, &read);
     accepting.stop();
+    let again = Member::start(deployment(), Options::default());
+    again.await_ready();
+    again.stop();
+}
+
+/// After a quiet week nothing is left of the internal topics but the number of their next record.
+#[test]
+fn a_restart_after_retention_emptied_what_was_read_finds_no_gap() {
+    let name = "emptied";
+    let world = World::new(61, KeyBy::Account, 3);
+    let deployment = config(name, "a", 1);
+    let expected = world.replayed(&deployment);
+    world.prepare(&deployment);
+    world.send(&deployment, 0, 100);
+    let first = Member::start(config(name, "a", 1), Options::default());
+    world.await_outcome(&deployment, &expected, PATIENCE);
+    // the closing account's last sum is never applied: its partition is held there
+    let topics = &deployment.topics;
+    for (topic, held) in [(&topics.account_usage, 1), (&topics.group_usage, 0)] {
+        for (partition, end) in await_read(name, topic, 3, 3 - held) {
+            Broker::shared().truncate(topic, partition, end);
+        }
+    }
+    first.stop();
+    let second = Member::start(config(name, "a", 1), Options::default());
+    second.await_ready();
+    second.stop();
+    assert_eq!(world.found(&deployment), expected);
+}
+
+/// Waits until the group's position is the end in so many partitions, and says which and where.
+fn await_read(group: &str, topic: &str, partitions: usize, wanted: usize) -> Vec<(i32, i64)> {
+    let deadline = Instant::now() + PATIENCE;
+    let client: BaseConsumer = Broker::shared().client().create().expect("a client");
+    loop {
+        let found = Broker::shared().positions(group, topic, partitions);
+        let at_end = |(partition, position): (i32, Option<i64>)| {
+            let ends = client.fetch_watermarks(topic, partition, PATIENCE).expect("its ends");
+            position.filter(|&position| position == ends.1).map(|position| (partition, position))
+        };
+        let read: Vec<_> = (0..).zip(found.iter().copied()).filter_map(at_end).collect();
+        if read.len() >= wanted {
+            return read;
+        }
+        assert!(Instant::now() < deadline, "positions {found:?} of {topic}, at the end {read:?}");
+    }
 }
 
 #[test]
@@ -445,6 +778,63 @@ fn state_without_a_position_stops_the_start() {
     let fatal = Member::start(deployment(), Options::default()).await_failure();
     assert!(matches!(fatal, Fatal::State(_)), "{fatal}");
     assert!(fatal.to_string().contains("delete the state topics"), "{fatal}");
+}
+
+#[test]
+fn a_state_topic_that_was_made_again_stops_the_start() {
+    for stage in Stage::ALL {
+        let name = format!("remade-{}", stage.name());
+        let world = World::new(67, KeyBy::Account, 2);
+        let deployment = config(&name, "a", 1);
+        world.prepare(&deployment);
+        world.send(&deployment, 0, 20);
+        let first = Member::start(config(&name, "a", 1), Options::default());
+        // its own position stands: that of a METER says nothing of a GROUP
+        await_progress(&name, topology::input(&deployment, stage), 0, 0);
+        first.stop();
+        let changelog = topology::changelog(&deployment, stage);
+        Broker::shared().delete_topic(&changelog);
+        Broker::shared().create_topic(&changelog, 2, &[("cleanup.policy", "compact")]);
+        let fatal = Member::start(config(&name, "a", 1), Options::default()).await_failure();
+        assert!(matches!(fatal, Fatal::State(_)), "{fatal}");
+        let text = fatal.to_string();
+        for part in [changelog.as_str(), "partition 0", "no state", "a new kafka.group_id"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}
+
+/// Many records are in the worker's hands when it gives up.
+#[test]
+fn too_many_invalid_records_end_the_process_with_its_line_and_code() {
+    let name = "nonsense";
+    let mut world = World::new(53, KeyBy::Account, 2);
+    world.partitions[1] = vec![(None, b"nonsense".to_vec()); 3000];
+    world.prepare(&config(name, "a", 1));
+    world.send(&config(name, "a", 1), 0, 100);
+    let more = "[dead_letter]\nmax_consecutive = 10\n";
+    let (code, last) = Process::run_with(name, "a", 1, more).failed();
+    assert_eq!(code, Some(1), "{last}");
+    let start = "error: input: topic \"nonsense.usage\", partition 1: 10 invalid records in a row";
+    assert!(last.starts_with(start), "{last}");
+}
+
+/// Many records are in the restore's hands when it gives up.
+#[test]
+fn state_built_under_other_rules_ends_the_process_with_its_line_and_code() {
+    let name = "other-rules";
+    let world = World::new(59, KeyBy::Account, 2);
+    let deployment = config(name, "a", 1);
+    world.prepare(&deployment);
+    let first = Member::start(config(name, "a", 1), Options::default());
+    for share in [20, 40, 60] {
+        world.send(&deployment, share - 20, share);
+        await_share(&world, &deployment, share);
+    }
+    first.stop();
+    let (code, last) = Process::run_with(name, "a", 1, "[time]\nepoch = \"15m\"\n").failed();
+    assert_eq!(code, Some(1), "{last}");
+    assert!(last.starts_with("error: state: ") && last.contains("another time.epoch"), "{last}");
 }
 
 #[test]
@@ -503,18 +893,36 @@ fn every_wrong_topic_is_one_line_with_its_remedy() {
 }
 
 #[test]
+fn check_finds_a_topic_with_the_wrong_cleanup_and_says_what_would_be_right() {
+    let broker = Broker::shared();
+    let config = config("checked", "x", 1);
+    topology::create(&config, Some(1)).expect("topics can be made");
+    broker.delete_topic(&config.topics.accounts);
+    broker.create_topic(&config.topics.accounts, 1, &[("retention.ms", "1000")]);
+    let (code, text) = verb("checked", &broker.address, &["check"]);
+    let expected = "error: kafka: topic \"checked.accounts\" has cleanup.policy=delete and \
+                    retention.ms=1000: accounts would be forgotten by age and count as unknown; \
+                    set cleanup.policy=compact\n";
+    assert_eq!((code, text.as_str()), (1, expected));
+}
+
+#[test]
 fn verbs_say_what_is_wrong_with_kafka_in_one_line_and_exit_1() {
     let broker = &Broker::shared().address;
     let (code, text) = verb("absent", broker, &["run"]);
     assert_eq!(code, 1, "{text}");
     assert!(text.lines().count() == 2, "usage and accounts: {text}");
     assert!(text.starts_with("error: kafka: topic \"absent.usage\" is missing"), "{text}");
+    let (code, checked) = verb("absent", broker, &["check"]);
+    assert_eq!((code, checked), (1, text), "check finds what run would");
     let (code, text) = verb("absent", broker, &["topics", "--create"]);
     assert_eq!(code, 1, "{text}");
     let (code, text) = verb("absent", broker, &["topics", "--create", "--partitions", "2"]);
     assert_eq!((code, text.as_str()), (0, ""));
     let (code, text) = verb("absent", broker, &["topics"]);
     assert_eq!((code, text.as_str()), (0, ""));
+    let (code, text) = verb("absent", broker, &["check"]);
+    assert_eq!((code, text.as_str()), (0, ""), "topics are as they should be");
 
     // nothing listens on port 1
     let began = Instant::now();

@@ -1,7 +1,6 @@
 //! TLS and SASL on a real Kafka, and where secrets must not show.
 
 #[path = "support/broker.rs"]
-#[expect(dead_code, reason = "shared by the tests that need a broker")]
 mod broker;
 
 use std::collections::BTreeMap;
@@ -50,7 +49,7 @@ impl Secured {
         certificate(directory.path());
         let (sasl, tls) = (free_port(), free_port());
         let identity = directory.path().join("server.pem");
-        let broker = Broker::start(|plain, controller| Extra {
+        let broker = Broker::start_with(None, |plain, controller| Extra {
             properties: format!(
                 r#"
 listeners=PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller},\

@@ -1,6 +1,8 @@
 //! Logs go to standard error: for people on a terminal, else as JSON, one object a line.
 //!
 //! What is logged is chosen by `RUST_LOG` (default `info`), the form by `--log` or `FLOPWATCH_LOG`.
+//! A verb that is quiet, because a person reads its output beside the log, starts from `warn`
+//! unless a form is asked for.
 
 use std::env::{self, VarError};
 use std::io::{self, IsTerminal};
@@ -23,13 +25,14 @@ enum Form {
 }
 
 /// Installs the log of this process.
-pub fn init(args: Args) -> Result<(), Fatal> {
+pub fn init(args: Args, quiet: bool) -> Result<(), Fatal> {
+    let level = if quiet && args.log.is_none() { "warn" } else { "info" };
     let form = match args.log {
         Some(form) => form,
         None => form_of_variable(env::var("FLOPWATCH_LOG"))?,
     };
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter(env::var("RUST_LOG"))?)
+        .with_env_filter(filter(env::var("RUST_LOG"), level)?)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal());
     match form {
@@ -53,10 +56,10 @@ fn form_of_variable(variable: Result<String, VarError>) -> Result<Form, Fatal> {
     }
 }
 
-fn filter(variable: Result<String, VarError>) -> Result<EnvFilter, Fatal> {
+fn filter(variable: Result<String, VarError>, level: &str) -> Result<EnvFilter, Fatal> {
     let directives = match variable {
         Ok(text) if !text.is_empty() => text,
-        Ok(_) | Err(VarError::NotPresent) => "info".to_owned(),
+        Ok(_) | Err(VarError::NotPresent) => level.to_owned(),
         Err(VarError::NotUnicode(_)) => {
             return Err(Fatal::Config("RUST_LOG: the value is not UTF-8".to_owned()));
         }
@@ -78,7 +81,7 @@ mod tests {
         assert_eq!(form_of_variable(Ok("json".to_owned())), Ok(Form::Json));
         assert_eq!(form_of_variable(Ok("human".to_owned())), Ok(Form::Human));
         assert!(form_of_variable(Ok("xml".to_owned())).is_err());
-        assert!(filter(Ok("flopwatch=loud".to_owned())).is_err());
-        assert!(filter(Ok("info,flopwatch=debug".to_owned())).is_ok());
+        assert!(filter(Ok("flopwatch=loud".to_owned()), "info").is_err());
+        assert!(filter(Ok("info,flopwatch=debug".to_owned()), "warn").is_ok());
     }
 }

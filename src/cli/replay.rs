@@ -1,6 +1,8 @@
 //! `flopwatch replay`: the production stages over files.
 
+use std::borrow::Cow;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -10,19 +12,18 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::detector::alert::Alert;
 use crate::detector::cloudevent;
-use crate::detector::decode::decode_account;
+use crate::detector::decode::{decode_account, is_object_line};
 use crate::detector::directory::AccountRecord;
 use crate::detector::invalid::Reason;
-use crate::detector::outbox::{AlertTally, DeadLetter, Tally};
+use crate::detector::outbox::{DeadLetter, Tally};
 use crate::detector::policy::Mode;
 use crate::error::Fatal;
 use crate::geoip::GeoIp;
-use crate::record_file::RecordFile;
+use crate::record_file::{Format, RecordFile};
 use crate::replay::{LedgerRow, Sink, Source, replay};
 
 /// Run the production pipeline over files instead of Kafka.
@@ -56,6 +57,41 @@ pub struct Args {
     /// Counts of records and alerts.
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
+}
+
+/// What `--summary` writes: counts, by the names and in the order that the contract gives them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    pub read: u64,
+    pub counted: u64,
+    pub duplicate: u64,
+    pub dead_letter: u64,
+    pub late: u64,
+    /// Of live policies.
+    pub alerts: AlertCounts,
+    /// By reason, as far as there are any.
+    pub dead_letters: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct AlertCounts {
+    pub firing: u64,
+    pub updated: u64,
+    pub resolved: u64,
+}
+
+/// A line of `--dead-letters`.
+#[derive(Debug, Serialize)]
+struct DeadLetterLine<'a> {
+    reason: &'static str,
+    detail: &'a str,
+    file: Cow<'a, str>,
+    /// Line of a text file, record of any other, from 1.
+    line: u64,
+    value: Cow<'a, str>,
+    /// How `value` stands for bytes that are no text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<&'static str>,
 }
 
 pub fn execute(args: &Args) -> Result<(), Fatal> {
@@ -94,10 +130,15 @@ pub fn read_accounts(paths: &[PathBuf], config: &Config) -> Result<Vec<AccountRe
     for path in paths {
         let mut file = RecordFile::open(path)?;
         while let Some(record) = file.next()? {
-            let mut account = decode_account(None, Some(record.value)).map_err(|invalid| {
+            let refuse = |detail: &str| {
                 let place = format!("{}:{}", path.display(), record.number);
-                Fatal::Input(format!("{place}: this is no account: {}", invalid.detail))
-            })?;
+                Fatal::Input(format!("{place}: this is no account: {detail}"))
+            };
+            if record.text && !is_object_line(record.value) {
+                return Err(refuse("the line is no JSON object"));
+            }
+            let mut account = decode_account(None, Some(record.value))
+                .map_err(|invalid| refuse(&invalid.detail))?;
             if let Some(geoip) = &geoip {
                 geoip.locate(&mut account);
             }
@@ -128,6 +169,14 @@ impl Source for FileSource {
         self.counted = position;
         Ok(self.file.next()?.map(|record| (record.number, record.value)))
     }
+
+    fn is_text(&self) -> bool {
+        self.file.format() == Format::Lines
+    }
+
+    fn place(&self, number: u64) -> String {
+        format!("{}:{number}", self.file.path().display())
+    }
 }
 
 struct Files<'a> {
@@ -150,19 +199,18 @@ impl Sink for Files<'_> {
 
     fn dead_letter(&mut self, source: usize, letter: &DeadLetter) -> Result<(), Fatal> {
         let bytes = letter.value.as_deref().unwrap_or_default();
-        let mut line = json!({
-            "reason": letter.invalid.reason.name(),
-            "detail": letter.invalid.detail,
-            "file": self.usage[source].display().to_string(),
-            "line": letter.offset,
-        });
-        match std::str::from_utf8(bytes) {
-            Ok(text) => line["value"] = text.into(),
-            Err(_) => {
-                line["value"] = STANDARD.encode(bytes).into();
-                line["encoding"] = "base64".into();
-            }
-        }
+        let (value, encoding) = match std::str::from_utf8(bytes) {
+            Ok(text) => (text.into(), None),
+            Err(_) => (STANDARD.encode(bytes).into(), Some("base64")),
+        };
+        let line = DeadLetterLine {
+            reason: letter.invalid.reason.name(),
+            detail: &letter.invalid.detail,
+            file: self.usage[source].to_string_lossy(),
+            line: letter.offset,
+            value,
+            encoding,
+        };
         self.dead_letters.write(&line)
     }
 
@@ -206,29 +254,27 @@ fn write_summary(args: &Args, tally: &Tally) -> Result<(), Fatal> {
         None => return Ok(()),
     };
     let mut file = Lines::create(Some(path))?;
-    file.write(&summary(tally))?;
+    file.write(&Summary::of(tally))?;
     file.finish()
 }
 
-/// The counts, by the names that the contract gives them.
-pub fn summary(tally: &Tally) -> Value {
-    let mut dead_letters = Map::new();
-    for reason in Reason::ALL {
-        let count = tally.dead_letters[reason as usize];
-        if count > 0 {
-            dead_letters.insert(reason.name().to_owned(), count.into());
+impl Summary {
+    pub fn of(tally: &Tally) -> Self {
+        let counts = Reason::ALL.map(|reason| (reason.name(), tally.dead_letters[reason as usize]));
+        Self {
+            read: tally.read,
+            counted: tally.counted,
+            duplicate: tally.duplicate,
+            dead_letter: tally.dead_letter_total(),
+            late: tally.late,
+            alerts: AlertCounts {
+                firing: tally.live.firing,
+                updated: tally.live.updated,
+                resolved: tally.live.resolved,
+            },
+            dead_letters: counts.into_iter().filter(|(_, count)| *count > 0).collect(),
         }
     }
-    let AlertTally { firing, updated, resolved } = tally.live;
-    json!({
-        "read": tally.read,
-        "counted": tally.counted,
-        "duplicate": tally.duplicate,
-        "dead_letter": tally.dead_letter_total(),
-        "late": tally.late,
-        "alerts": { "firing": firing, "updated": updated, "resolved": resolved },
-        "dead_letters": dead_letters,
-    })
 }
 
 /// A file of JSON lines, or nowhere.

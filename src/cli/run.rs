@@ -86,7 +86,7 @@ fn serve(
 }
 
 /// SIGTERM and SIGINT as messages. The second one ends the process as if we had not listened.
-fn signals() -> Result<Receiver<&'static str>, Fatal> {
+pub(crate) fn signals() -> Result<Receiver<&'static str>, Fatal> {
     let failed = |error: std::io::Error| Fatal::Internal(format!("listening to signals: {error}"));
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
@@ -137,9 +137,10 @@ impl<'a> Reload<'a> {
         self.fingerprint = fingerprint;
         match config::load_policies(self.source) {
             Ok(policies) => {
-                tracing::info!(policies = policies.list.len(), "policies reloaded");
-                metrics::policies_reloaded(true);
+                let count = policies.list.len();
                 service.set_policies(&Arc::new(policies));
+                metrics::policies_reloaded(true);
+                tracing::info!(policies = count, "policies reloaded");
             }
             Err(error) => {
                 tracing::error!(%error, "changed policies refused: the old ones stay in force");

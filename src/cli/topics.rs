@@ -17,7 +17,8 @@ pub struct Args {
     #[arg(long)]
     create: bool,
     /// Partitions of a usage topic that is to be made.
-    #[arg(long, value_name = "N", requires = "create", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", requires = "create")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     partitions: Option<u32>,
 }
 

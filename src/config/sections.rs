@@ -41,6 +41,9 @@ pub(super) fn rules(tree: &Node, directory: &Path) -> Result<Rules> {
 fn time(tree: &Node) -> Result<TimeRules> {
     let span = |name: &str| field_of(tree, &format!("time.{name}"));
     let epoch = span("epoch").positive_duration()?;
+    if epoch < Span::seconds(1) {
+        return Err(span("epoch").refuse("right would be at least 1s: time goes on by epochs"));
+    }
     let lateness = span("lateness").duration()?;
     if !lateness.is_multiple_of(epoch) {
         let found = format!("time.lateness {lateness} is not a multiple of time.epoch {epoch}");

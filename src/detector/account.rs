@@ -28,9 +28,9 @@ use super::measure::Measure;
 use super::names::{NameId, Names};
 use super::outbox::{Outbox, Output};
 use super::policy::{OriginMatch, Policies, Scope};
-use super::rules::Rules;
+use super::rules::{Rules, TierRules};
 use super::time::Timestamp;
-use super::window::Place;
+use super::window::{Part, Place, Windows};
 use super::{Stage, StageError, publish_alerts};
 
 /// The scope byte of ACCOUNT's changelog keys.
@@ -53,6 +53,8 @@ pub struct Account {
     expired: Option<Timestamp>,
     /// The watermark last sent on.
     announced: Option<Timestamp>,
+    /// Records of our own input that retention removed before they were read.
+    gap: u64,
     /// State was restored: the directory does not know its facts yet, and owners and origins have
     /// not been compared with the rules.
     restored: Restored,
@@ -102,6 +104,7 @@ impl Account {
             touched: BTreeSet::new(),
             expired: None,
             announced: None,
+            gap: 0,
             restored: Restored::default(),
             align_changed: false,
             last_judged: None,
@@ -127,6 +130,18 @@ impl Account {
         self.align.step()
     }
 
+    /// Retention removed this many records of the input before they were read.
+    pub fn accept_gap(&mut self, records: u64) {
+        self.gap += records;
+        self.align_changed = true;
+    }
+
+    /// The directory has been read to its end: an account that it no longer names is removed.
+    pub fn directory_complete(&mut self) {
+        self.seed_directory();
+        self.directory.complete();
+    }
+
     /// Accounts with state.
     pub fn accounts(&self) -> usize {
         self.accounts.len()
@@ -147,8 +162,8 @@ impl Account {
     /// Every retained slice of the finest tier, by account, with its sum.
     pub fn ledger(&self) -> impl Iterator<Item = (&str, Timestamp, Measure)> {
         self.accounts.iter().flat_map(|(id, account)| {
-            let slices = account.sums.windows.all_slices(0);
-            slices.map(|(end, measure)| (self.names.text(*id), end, measure))
+            let slices = account.sums.windows.all_slices(0, &self.rules.finest());
+            slices.into_iter().map(|(end, measure)| (self.names.text(*id), end, measure))
         })
     }
 }
@@ -171,7 +186,7 @@ impl Stage for Account {
             && self.announced != Some(step)
         {
             for partition in 0..self.targets {
-                let value = pack_watermark(self.partition, self.targets, step);
+                let value = pack_watermark(self.partition, self.targets, step, self.gaps());
                 outbox.push(Output::Forward { partition, value });
             }
             self.announced = Some(step);
@@ -189,6 +204,7 @@ impl Stage for Account {
             (StateKey::Align, Some(value)) => {
                 let mut reader = Reader::new(value)?;
                 check_stamp(&self.rules, &mut reader)?;
+                self.gap = reader.number()?;
                 self.align.restore(&mut reader)
             }
             (StateKey::Align, None) => Err(damaged("the alignment")),
@@ -214,6 +230,11 @@ impl Stage for Account {
 
 /// One step.
 impl Account {
+    /// Records lost before they were read, by METER and by us.
+    fn gaps(&self) -> u64 {
+        self.gap + self.align.gaps().sum::<u64>()
+    }
+
     fn step(&mut self, step: Timestamp, sums: Vec<AccountSum>, outbox: &mut Outbox) {
         let mut added = Step::default();
         let judged = self.rules.judged(step.minus(self.rules.time.epoch));
@@ -234,14 +255,13 @@ impl Account {
         }
         self.expired = Some(judged);
         for (&id, account) in &mut self.accounts {
-            let had = !account.sums.windows.is_empty() || !account.sums.carry.is_none();
             account.sums.expire(&self.rules, judged);
             if account.member && account.sums.windows.is_empty() {
                 account.member = false;
                 account.sums.head_changed = true;
                 added.membership(id, account, &mut self.names, false);
             }
-            if had && (account.sums.head_changed || account.sums.windows.is_changed()) {
+            if account.sums.head_changed || account.sums.windows.is_changed() {
                 self.touched.insert(id);
             }
         }
@@ -265,7 +285,8 @@ impl Account {
             if (&facts, owner, country) == (&account.facts, account.owner, account.country) {
                 continue;
             }
-            added.relocate(id, account, &mut self.names, (facts, owner, country));
+            let new = (facts, owner, country);
+            added.relocate(id, account, &mut self.names, new, &self.rules.tiers);
             account.sums.head_changed = true;
             self.touched.insert(id);
         }
@@ -300,9 +321,10 @@ impl Account {
         }
         let with_sites = self.policies.list.iter().any(|policy| policy.scope == Scope::Site);
         let mut alerts = Vec::new();
+        let gap = self.gaps();
         for (&id, account) in &mut self.accounts {
-            let mut judging =
-                Judging { rules: &self.rules, names: &self.names, policies: &self.policies, at };
+            let (rules, names, policies) = (&self.rules, &self.names, &self.policies);
+            let mut judging = Judging { rules, names, policies, at, gap };
             let changed = judging.account(id, account, &mut alerts);
             let sites = with_sites || !account.sites.is_empty();
             let changed_sites = sites && judging.sites(id, account, &mut alerts);
@@ -346,6 +368,7 @@ struct Judging<'a> {
     names: &'a Names,
     policies: &'a Policies,
     at: Timestamp,
+    gap: u64,
 }
 
 impl Judging<'_> {
@@ -355,6 +378,7 @@ impl Judging<'_> {
         let windows = &account.sums.windows;
         let subject =
             Subject::new(Scope::Account, self.at, self.rules, self.names, windows, &behind)
+                .with_gap(self.gap)
                 .with_runs(&account.sums.carry);
         let changed = subject.judge(self.policies, &mut episodes, alerts);
         account.sums.episodes = episodes;
@@ -373,6 +397,7 @@ impl Judging<'_> {
             let windows = &account.sums.windows;
             let subject =
                 Subject::new(Scope::Site, self.at, self.rules, self.names, windows, &behind)
+                    .with_gap(self.gap)
                     .on_fabric(fabric);
             changed |= subject.judge(self.policies, episodes, alerts);
             !episodes.is_empty()
@@ -486,6 +511,7 @@ impl Step {
         account: &mut AccountState,
         names: &mut Names,
         (facts, owner, country): (Facts, NameId, Country),
+        tiers: &[TierRules],
     ) {
         let old = account.groups(names);
         (account.facts, account.owner, account.country) = (facts, owner, country);
@@ -502,11 +528,12 @@ impl Step {
             }
             self.group_membership(id, account, from, false);
             self.group_membership(id, account, to, true);
-            for tier in 0..account.sums.windows.tiers() {
-                for (end, place, measure) in account.sums.windows.all_cells(tier) {
+            for (tier, rules) in tiers.iter().enumerate() {
+                let windows = &account.sums.windows;
+                windows.each_cell(tier, rules, Windows::EVER, Part::All, |end, place, measure| {
                     self.sum(from, Some(tier), end, place, -measure);
                     self.sum(to, Some(tier), end, place, measure);
-                }
+                });
             }
         }
     }
@@ -520,9 +547,9 @@ impl Account {
             let Some(account) = self.accounts.get_mut(&id) else { continue };
             let key = self.names.text(id);
             if outbox.keeps_changes() {
-                account.sums.windows.log(&self.rules.tiers, |block, value| {
+                account.sums.windows.log(|block, value| {
                     let key = StateKey::Slices { scope: SCOPE, block, key }.bytes();
-                    outbox.push(Output::Change { key, value });
+                    outbox.push(Output::Change { key, value: value.map(<[u8]>::to_vec) });
                 });
             } else {
                 account.sums.windows.forget_changes();
@@ -542,6 +569,7 @@ impl Account {
         if std::mem::take(&mut self.align_changed) && outbox.keeps_changes() {
             let mut writer = Writer::default();
             write_stamp(&self.rules, &mut writer);
+            writer.unsigned(self.gap);
             self.align.write(&mut writer);
             let key = StateKey::Align.bytes();
             outbox.push(Output::Change { key, value: Some(writer.finish()) });

@@ -130,6 +130,9 @@ pub struct Evidence {
     pub by_fabric: BTreeMap<String, Sum>,
     /// Part of it was counted at `catalogue.unknown`.
     pub unknown_accelerator: bool,
+    /// Records that retention removed before they were read: sums since then are too low.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub gap_records: u64,
 }
 
 /// A measure with the names that the ledger uses.
@@ -386,6 +389,11 @@ impl Fired {
         self.last_at = at;
         self.last_flop = flop;
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

@@ -21,6 +21,8 @@ pub struct Announcement {
     pub inputs: u32,
     pub watermark: Option<Timestamp>,
     pub idle: bool,
+    /// Records that were lost to retention before the input or what feeds it read them.
+    pub gap: u64,
 }
 
 #[derive(Debug)]
@@ -46,6 +48,7 @@ pub struct Align<T> {
 struct Input {
     watermark: Option<Timestamp>,
     idle: bool,
+    gap: u64,
 }
 
 impl<T> Align<T> {
@@ -66,6 +69,11 @@ impl<T> Align<T> {
     /// The last step taken: the stage's own watermark.
     pub fn step(&self) -> Option<Timestamp> {
         self.step
+    }
+
+    /// What each input says it has lost.
+    pub fn gaps(&self) -> impl Iterator<Item = u64> {
+        self.inputs.values().map(|input| input.gap)
     }
 
     /// Takes in one record: its entries first, then what it says of its input.
@@ -99,6 +107,7 @@ impl<T> Align<T> {
         let input = self.inputs.entry(announcement.input).or_default();
         input.idle = announcement.idle;
         input.watermark = input.watermark.max(announcement.watermark);
+        input.gap = input.gap.max(announcement.gap);
     }
 
     /// The next step if its time has come, with the entries that it releases, in order of tag.
@@ -136,9 +145,12 @@ impl<T> Align<T> {
         if (0..expected).any(|input| !self.inputs.contains_key(&input)) {
             return None;
         }
-        let active = self.inputs.values().filter(|input| !input.idle);
+        // an input that was added later counts from its first watermark on
+        let counts =
+            |(number, input): &(&u32, &Input)| **number < expected || input.watermark.is_some();
+        let active = self.inputs.iter().filter(counts).filter(|(_, input)| !input.idle);
         // an active input without a watermark holds everybody back; if all are idle, nobody moves
-        active.map(|input| input.watermark).min().flatten()
+        active.map(|(_, input)| input.watermark).min().flatten()
     }
 
     fn take(&mut self, step: Timestamp) -> Vec<T> {
@@ -162,6 +174,7 @@ impl<T> Align<T> {
             writer.unsigned(*number);
             writer.optional_time(input.watermark);
             writer.flag(input.idle);
+            writer.unsigned(input.gap);
         }
     }
 
@@ -175,7 +188,8 @@ impl<T> Align<T> {
         self.inputs.clear();
         for _ in 0..reader.small()? {
             let number = reader.small()?;
-            let input = Input { watermark: reader.optional_time()?, idle: reader.flag()? };
+            let (watermark, idle) = (reader.optional_time()?, reader.flag()?);
+            let input = Input { watermark, idle, gap: reader.number()? };
             self.inputs.insert(number, input);
         }
         Ok(())
@@ -193,7 +207,7 @@ mod tests {
     }
 
     fn says(input: u32, watermark: u64) -> Announcement {
-        Announcement { input, inputs: 2, watermark: Some(at(watermark)), idle: false }
+        Announcement { input, inputs: 2, watermark: Some(at(watermark)), idle: false, gap: 0 }
     }
 
     fn entries(list: &[(u64, char)]) -> impl Iterator<Item = (Timestamp, char)> {
@@ -231,6 +245,19 @@ mod tests {
         assert!(steps(&mut align).is_empty(), "input 1 returned behind");
         align.read(4, says(1, 8), entries(&[]));
         assert_eq!(steps(&mut align)[0], (at(7), "b".into()));
+    }
+
+    #[test]
+    fn an_input_added_later_holds_back_from_its_first_watermark_on() {
+        let mut align = Align::new(EPOCH);
+        align.read(0, says(0, 6), entries(&[(5, 'a')]));
+        align.read(1, says(1, 6), entries(&[]));
+        align.read(2, Announcement { watermark: None, ..says(2, 0) }, entries(&[]));
+        assert_eq!(steps(&mut align), [(at(6), "a".into())]);
+        align.read(3, says(2, 6), entries(&[]));
+        align.read(4, says(0, 8), entries(&[]));
+        align.read(5, says(1, 8), entries(&[]));
+        assert!(steps(&mut align).is_empty());
     }
 
     #[test]

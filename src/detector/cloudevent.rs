@@ -249,6 +249,7 @@ fn evidence(evidence: &Evidence) -> proto::AlertEvidence {
         sum: Some(sum(slice.sum)),
     };
     proto::AlertEvidence {
+        gap_records: evidence.gap_records,
         slices: evidence.slices.iter().map(slice).collect(),
         by_accelerator: shares(&evidence.by_accelerator),
         by_region: shares(&evidence.by_region),

@@ -247,6 +247,8 @@ pub struct Directory {
     coming: BTreeSet<(Timestamp, Box<str>)>,
     /// Accounts that had no facts before.
     fresh: BTreeSet<Box<str>>,
+    /// Accounts known from state that the directory has not named since.
+    unconfirmed: BTreeSet<Box<str>>,
 }
 
 #[derive(Debug)]
@@ -262,6 +264,15 @@ impl Directory {
         if *facts != Facts::Missing {
             let known = Known { facts: facts.clone(), coming: Vec::new() };
             self.accounts.insert(account_id.into(), known);
+            self.unconfirmed.insert(account_id.into());
+        }
+    }
+
+    /// The directory has been read to its end: compaction may have taken both an account and its
+    /// removal, so that an account which it does not name is removed.
+    pub fn complete(&mut self) {
+        for account_id in std::mem::take(&mut self.unconfirmed) {
+            self.read(&AccountRecord { account_id: account_id.into(), entry: None });
         }
     }
 
@@ -276,6 +287,7 @@ impl Directory {
             None => (Timestamp::default(), Facts::Removed),
         };
         let id: &str = &record.account_id;
+        self.unconfirmed.remove(id);
         let Some(known) = self.accounts.get_mut(id) else {
             self.accounts.insert(id.into(), Known { facts, coming: Vec::new() });
             self.fresh.insert(id.into());

@@ -39,6 +39,8 @@ pub struct Group {
     expired: Option<Timestamp>,
     /// The watermark at the last commit.
     committed: Option<Timestamp>,
+    /// Records of our own input that retention removed before they were read.
+    gap: u64,
     align_changed: bool,
     last_judged: Option<Timestamp>,
 }
@@ -69,6 +71,7 @@ impl Group {
             touched: BTreeSet::new(),
             expired: None,
             committed: None,
+            gap: 0,
             align_changed: false,
             last_judged: None,
         }
@@ -84,19 +87,31 @@ impl Group {
         self.align.step()
     }
 
+    /// Retention removed this many records of the input before they were read.
+    pub fn accept_gap(&mut self, records: u64) {
+        self.gap += records;
+        self.align_changed = true;
+    }
+
     /// Owners and countries with state.
     pub fn groups(&self) -> usize {
         self.groups.len()
     }
 
-    /// The input has ended: applies every sum in order, and judges up to `stream_time`.
+    /// The usage has ended at `stream_time`: no later slice end is judged, though ACCOUNT's last
+    /// steps, which are yet to come, may lie behind it.
+    pub fn end_at(&mut self, stream_time: Timestamp) {
+        self.last_judged = Some(stream_time.floor(self.rules.finest().slice));
+    }
+
+    /// ACCOUNT has finished: applies every sum in order, and judges up to `stream_time`.
     pub fn finish(
         &mut self,
         stream_time: Timestamp,
         outbox: &mut Outbox,
     ) -> Result<(), StageError> {
+        self.end_at(stream_time);
         let last = stream_time.floor(self.rules.finest().slice);
-        self.last_judged = Some(last);
         let last_step = last.plus(self.rules.time.lateness);
         while let Some((step, entries)) = self.align.next_final_step(last_step) {
             self.step(step, entries, outbox)?;
@@ -108,8 +123,10 @@ impl Group {
     /// Every retained slice of the finest tier, by scope and key, with its sum.
     pub fn ledger(&self) -> impl Iterator<Item = (Scope, &str, Timestamp, Measure)> {
         self.groups.iter().flat_map(|(key, group)| {
-            let slices = group.sums.windows.all_slices(0);
-            slices.map(|(end, measure)| (key.scope, self.names.text(key.name), end, measure))
+            let slices = group.sums.windows.all_slices(0, &self.rules.finest());
+            slices
+                .into_iter()
+                .map(|(end, measure)| (key.scope, self.names.text(key.name), end, measure))
         })
     }
 }
@@ -159,6 +176,7 @@ impl Stage for Group {
             (StateKey::Align, Some(value)) => {
                 let mut reader = Reader::new(value)?;
                 check_stamp(&self.rules, &mut reader)?;
+                self.gap = reader.number()?;
                 self.align.restore(&mut reader)
             }
             (StateKey::Align, None) => Err(damaged("the alignment")),
@@ -253,12 +271,15 @@ impl Group {
             return;
         }
         let mut alerts = Vec::new();
+        // every ACCOUNT partition has heard of the same METER partitions
+        let gap = self.gap + self.align.gaps().max().unwrap_or_default();
         for (&key, group) in &mut self.groups {
             let mut episodes = std::mem::take(&mut group.sums.episodes);
             let name = self.names.text(key.name);
             let behind = OneGroup { scope: key.scope, name, group, rules: &self.rules };
             let (rules, windows) = (&self.rules, &group.sums.windows);
-            let mut subject = Subject::new(key.scope, at, rules, &self.names, windows, &behind);
+            let mut subject =
+                Subject::new(key.scope, at, rules, &self.names, windows, &behind).with_gap(gap);
             if key.scope == Scope::Owner {
                 subject = subject.with_runs(&group.sums.carry);
             }
@@ -277,9 +298,9 @@ impl Group {
             let Some(group) = self.groups.get_mut(&key) else { continue };
             let (scope, name) = (key.scope_byte(), self.names.text(key.name));
             if outbox.keeps_changes() {
-                group.sums.windows.log(&self.rules.tiers, |block, value| {
+                group.sums.windows.log(|block, value| {
                     let key = StateKey::Slices { scope, block, key: name }.bytes();
-                    outbox.push(Output::Change { key, value });
+                    outbox.push(Output::Change { key, value: value.map(<[u8]>::to_vec) });
                 });
             } else {
                 group.sums.windows.forget_changes();
@@ -299,6 +320,7 @@ impl Group {
         if std::mem::take(&mut self.align_changed) && outbox.keeps_changes() {
             let mut writer = Writer::default();
             write_stamp(&self.rules, &mut writer);
+            writer.unsigned(self.gap);
             self.align.write(&mut writer);
             let key = StateKey::Align.bytes();
             outbox.push(Output::Change { key, value: Some(writer.finish()) });
@@ -320,9 +342,10 @@ impl GroupState {
         if membership.group.scope == Scope::Country {
             let members = match membership.member {
                 true => self.members.checked_add(1),
-                false => self.members.checked_sub(1),
+                // only members leave, unless retention took the record by which one joined
+                false => Some(self.members.saturating_sub(1)),
             };
-            self.members = members.ok_or_else(|| damaged("a member that leaves"))?;
+            self.members = members.ok_or_else(|| damaged("a count of members"))?;
         } else if membership.member {
             let facts = Facts::read(&mut Reader::new(&membership.facts)?)?;
             self.accounts.insert(account.into(), facts);

@@ -107,12 +107,18 @@ pub struct UsagePacker<'a> {
     inputs: u32,
     sums: Vec<proto::AccountSum>,
     records: Vec<proto::AccountUsage>,
+    gap: u64,
 }
 
 impl<'a> UsagePacker<'a> {
     pub fn new(input: u32, inputs: u32, names: &'a Names) -> Self {
         let names = LocalNames::new(names);
-        Self { names, input, inputs, sums: Vec::new(), records: Vec::new() }
+        Self { names, input, inputs, sums: Vec::new(), records: Vec::new(), gap: 0 }
+    }
+
+    /// Retention removed this many of the input's records before they were read.
+    pub fn mark_gap(&mut self, records: u64) {
+        self.gap = records;
     }
 
     pub fn add(&mut self, sum: &AccountSum) {
@@ -149,6 +155,7 @@ impl<'a> UsagePacker<'a> {
             partitions: self.inputs,
             watermark_unix_nano: 0,
             idle: false,
+            gap_records: self.gap,
             names: self.names.take(),
             sums: std::mem::take(&mut self.sums),
         });
@@ -177,6 +184,7 @@ pub fn unpack_usage(
         inputs: record.partitions,
         watermark: some_time(record.watermark_unix_nano)?,
         idle: record.idle,
+        gap: record.gap_records,
     };
     Ok((announcement, sums))
 }
@@ -252,11 +260,12 @@ impl<'a> GroupPacker<'a> {
 }
 
 /// A record that only says how far an ACCOUNT partition has come.
-pub fn pack_watermark(input: u32, inputs: u32, watermark: Timestamp) -> Vec<u8> {
+pub fn pack_watermark(input: u32, inputs: u32, watermark: Timestamp, gap: u64) -> Vec<u8> {
     let record = proto::GroupUsage {
         input_partition: input,
         partitions: inputs,
         watermark_unix_nano: watermark.0,
+        gap_records: gap,
         ..proto::GroupUsage::default()
     };
     record.encode_to_vec()
@@ -303,6 +312,7 @@ pub fn unpack_group_usage(value: &[u8], names: &mut Names) -> Result<GroupUsage,
         inputs: record.partitions,
         watermark: some_time(record.watermark_unix_nano)?,
         idle: false,
+        gap: record.gap_records,
     };
     Ok(GroupUsage { announcement, tag: instant(record.tag_unix_nano)?, sums, memberships })
 }

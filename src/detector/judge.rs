@@ -53,6 +53,8 @@ pub struct Subject<'a> {
     /// `None` at scopes that keep no runs.
     pub carry: Option<&'a RunCarry>,
     pub behind: &'a dyn Behind,
+    /// Records lost to retention.
+    pub gap: u64,
     run: OnceCell<Option<RunView>>,
 }
 
@@ -66,11 +68,16 @@ impl<'a> Subject<'a> {
         behind: &'a dyn Behind,
     ) -> Self {
         let (part, carry, run) = (Part::All, None, OnceCell::new());
-        Self { scope, at, rules, names, windows, part, carry, behind, run }
+        Self { scope, at, rules, names, windows, part, carry, behind, gap: 0, run }
     }
 
     pub fn on_fabric(mut self, fabric: NameId) -> Self {
         self.part = Part::Fabric(fabric);
+        self
+    }
+
+    pub fn with_gap(mut self, records: u64) -> Self {
+        self.gap = records;
         self
     }
 
@@ -230,7 +237,8 @@ impl Subject<'_> {
 
     fn window_sum(&self, window: Span) -> Measure {
         let (tier, after, until) = self.bounds(window);
-        self.windows.sum(tier, after, until, self.part).clamped()
+        let rules = &self.rules.tiers[tier];
+        self.windows.sum(tier, rules, (after, until), self.part).clamped()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "slice counts and milliseconds are small")]
@@ -238,24 +246,31 @@ impl Subject<'_> {
         let (tier, after, until) = self.bounds(window);
         let rules = &self.rules.tiers[tier];
         let least_ms = accelerators * (rules.slice.0 as f64 / 1e6);
-        let slices = self.windows.slices(tier, after, until, self.part);
-        let busy = slices.filter(|(_, sum)| to_f64(sum.accelerator_ms) >= least_ms).count();
-        busy as f64 / slice_count(rules, window) as f64
+        let mut busy = 0u32;
+        self.windows.each_slice(tier, rules, (after, until), self.part, |_, sum| {
+            busy += u32::from(to_f64(sum.accelerator_ms) >= least_ms);
+        });
+        f64::from(busy) / slice_count(rules, window) as f64
     }
 
     fn run(&self) -> Option<RunView> {
         *self.run.get_or_init(|| {
             let rules = self.rules.run;
             let activity = Activity { rules, slice: self.rules.finest().slice };
-            let slices = self.windows.slices(0, Timestamp(0), self.at, Part::All);
-            self.carry?.view(&activity, self.at, slices)
+            let mut run = *self.carry?;
+            let (finest, until) = (&self.rules.finest(), (Timestamp(0), self.at));
+            self.windows.each_slice(0, finest, until, Part::All, |end, sum| {
+                run.absorb(&activity, end, sum);
+            });
+            run.view(&activity, self.at)
         })
     }
 
     /// FLOP/s over the run's last 24 hours, or all of it when it is shorter.
     fn recent_rate(&self, run: &RunView) -> f64 {
         let recent = run.length.min(RECENT);
-        let sum = self.windows.sum(0, self.at.minus(recent), self.at, Part::All);
+        let bounds = (self.at.minus(recent), self.at);
+        let sum = self.windows.sum(0, &self.rules.finest(), bounds, Part::All);
         flop(sum.flop) / recent.as_seconds()
     }
 }
@@ -310,18 +325,18 @@ impl Subject<'_> {
 
     fn evidence(&self, window: Option<Span>) -> Evidence {
         let (tier, after, until) = self.bounds(self.estimate_window(window));
-        let slices = self.windows.slices(tier, after, until, self.part);
-        let mut evidence = Evidence {
-            slices: slices.map(|(end, sum)| SliceSum { end, sum: Sum::of(&sum) }).collect(),
-            ..Evidence::default()
-        };
+        let (rules, bounds) = (&self.rules.tiers[tier], (after, until));
+        let mut evidence = Evidence { gap_records: self.gap, ..Evidence::default() };
+        self.windows.each_slice(tier, rules, bounds, self.part, |end, sum| {
+            evidence.slices.push(SliceSum { end, sum: Sum::of(&sum) });
+        });
         let mut shares = [const { BTreeMap::<NameId, Measure>::new() }; 3];
-        for (_, place, measure) in self.windows.cells(tier, after, until, self.part) {
+        self.windows.each_cell(tier, rules, bounds, self.part, |_, place, measure| {
             let names = [place.accelerator, place.region, place.fabric];
             for (share, name) in shares.iter_mut().zip(names) {
                 *share.entry(name).or_default() += measure;
             }
-        }
+        });
         evidence.unknown_accelerator =
             shares[0].keys().any(|name| self.names.text(*name).starts_with(UNKNOWN_PREFIX));
         let [by_accelerator, by_region, by_fabric] = shares.map(|share| self.largest(share));

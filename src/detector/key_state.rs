@@ -9,7 +9,7 @@ use super::names::Names;
 use super::rules::{Rules, TierRules};
 use super::run::{Activity, RunCarry};
 use super::time::Timestamp;
-use super::window::{Block, Place, Windows};
+use super::window::{BlockId, Place, Windows};
 
 #[derive(Debug)]
 pub struct KeyState {
@@ -93,12 +93,14 @@ impl KeyState {
 
     /// Nothing is left that a later judgement could need.
     pub fn is_over(&self) -> bool {
-        self.windows.is_empty() && self.carry.is_none() && self.episodes.is_empty()
+        self.windows.is_gone() && self.carry.is_none() && self.episodes.is_empty()
     }
 
     pub fn write(&mut self, names: &Names, writer: &mut Writer) {
         self.head_changed = false;
         self.windows.write_places(names, writer);
+        // what has left the finest tier has entered the carry: the two are one fact
+        writer.time(self.windows.left());
         self.carry.write(writer);
         write_episodes(&self.episodes, writer);
     }
@@ -106,6 +108,7 @@ impl KeyState {
     pub fn read(&mut self, names: &mut Names, reader: &mut Reader<'_>) -> Result<(), StageError> {
         self.head_changed = false;
         self.windows.read_places(names, reader)?;
+        self.windows.set_left(reader.time()?);
         self.carry = RunCarry::read(reader)?;
         self.episodes = read_episodes(reader)?;
         Ok(())
@@ -143,7 +146,7 @@ pub enum StateKey<'a> {
     },
     Slices {
         scope: u8,
-        block: Block,
+        block: BlockId,
         key: &'a str,
     },
 }
@@ -167,7 +170,7 @@ impl<'a> StateKey<'a> {
             [b'h', scope, key @ ..] => Ok(Self::Head { scope: *scope, key: text(key)? }),
             [b's', scope, tier, rest @ ..] => {
                 let (number, key) = rest.split_first_chunk().ok_or_else(|| damaged("a block"))?;
-                let block = Block { tier: *tier, number: u64::from_be_bytes(*number) };
+                let block = BlockId { tier: *tier, number: u64::from_be_bytes(*number) };
                 Ok(Self::Slices { scope: *scope, block, key: text(key)? })
             }
             _ => Err(damaged("a known key")),

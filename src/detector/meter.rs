@@ -10,7 +10,7 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 
 use super::changelog::{Reader, Writer, damaged};
-use super::decode::decode;
+use super::decode::{decode, decode_line};
 use super::dedup::{BlockChange, Dedup, Identity};
 use super::event::{Kind, Record, UsageEvent};
 use super::internal::{self, AccountSum, UsagePacker};
@@ -34,18 +34,22 @@ pub struct Meter {
     targets: u32,
     /// Usage partitions that exist, as far as the shell knows.
     partitions: u32,
+    /// Records are lines of a text file.
+    lines: bool,
     stream_time: Option<Timestamp>,
     idle: bool,
     dedup: Dedup,
     names: Names,
     sums: HashMap<SumKey, Measure, FixedState>,
-    /// Undecodable or invalid records in a row, and what the changelog knows of them: a restart
-    /// must not begin to count anew, or a supervisor would drain the topic.
+    /// Undecodable or invalid records in a row; state, so that a restart does not start afresh.
     invalid_in_a_row: u64,
-    invalid_logged: u64,
+    /// Records that retention removed before they were read.
+    gap: u64,
     position: Option<u64>,
-    /// What every target partition has been told, and the changelog knows.
+    /// What every target partition has been told.
     announced: Option<Announced>,
+    /// The head as the changelog has it.
+    logged: Option<Vec<u8>>,
     removed: Vec<BlockChange>,
 }
 
@@ -62,6 +66,7 @@ struct Announced {
     watermark: Option<Timestamp>,
     idle: bool,
     partitions: u32,
+    gap: u64,
 }
 
 impl Meter {
@@ -73,17 +78,25 @@ impl Meter {
             partition,
             targets,
             partitions,
+            lines: false,
             stream_time: None,
             idle: false,
             dedup: Dedup::default(),
             names: Names::default(),
             sums: HashMap::with_hasher(FixedState::default()),
             invalid_in_a_row: 0,
-            invalid_logged: 0,
+            gap: 0,
             position: None,
             announced: None,
+            logged: None,
             removed: Vec::new(),
         }
+    }
+
+    /// Its records are lines of text: what is no JSON object is refused, never read as protobuf.
+    #[must_use]
+    pub fn over_lines(self) -> Self {
+        Self { lines: true, ..self }
     }
 
     /// The partition's stream time, floored to the epoch.
@@ -103,6 +116,11 @@ impl Meter {
     /// Nothing has come for `time.idle_timeout`: hold nobody back until the next record.
     pub fn go_idle(&mut self) {
         self.idle = true;
+    }
+
+    /// Retention removed this many records before they were read: later alerts say so.
+    pub fn accept_gap(&mut self, records: u64) {
+        self.gap += records;
     }
 
     /// Identities held for the dedup horizon.
@@ -159,7 +177,11 @@ impl Meter {
         record: &Record<'a>,
         outbox: &mut Outbox,
     ) -> Result<Option<(UsageEvent<'a>, Identity)>, Invalid> {
-        let mut event = decode(&self.rules.input, record)?;
+        let mut event = if self.lines {
+            decode_line(&self.rules.input, record)?
+        } else {
+            decode(&self.rules.input, record)?
+        };
         outbox.tally.telemetry_dropped += event.telemetry.drop_impossible();
         event.validate(&self.rules.time, record.timestamp)?;
         self.invalid_in_a_row = 0;
@@ -269,7 +291,8 @@ impl Meter {
 /// What leaves at a commit.
 impl Meter {
     fn announcement(&self) -> Announced {
-        Announced { watermark: self.watermark(), idle: self.idle, partitions: self.partitions }
+        let (watermark, idle) = (self.watermark(), self.idle);
+        Announced { watermark, idle, partitions: self.partitions, gap: self.gap }
     }
 
     /// Every target partition that there are sums for gets records; all of them do when the
@@ -288,6 +311,7 @@ impl Meter {
             }
             sums.sort_unstable_by_key(|(key, _)| *key);
             let mut packer = UsagePacker::new(self.partition, self.partitions, &self.names);
+            packer.mark_gap(now.gap);
             for (key, measure) in &sums {
                 packer.add(&AccountSum {
                     account: key.account,
@@ -304,19 +328,16 @@ impl Meter {
     }
 
     fn log(&mut self, outbox: &mut Outbox) {
-        let now = self.announcement();
-        // stream time moves only with counted events, and each of those leaves an identity
-        let invalid_changed = self.invalid_logged != self.invalid_in_a_row;
-        if self.announced != Some(now) || self.dedup.has_news() || invalid_changed {
-            self.invalid_logged = self.invalid_in_a_row;
-            let mut writer = Writer::default();
-            writer.optional_time(self.stream_time);
-            writer.flag(self.idle);
-            writer.unsigned(self.invalid_in_a_row);
-            let key = MeterKey { partition: self.partition, block: None }.bytes();
-            outbox.push(Output::Change { key, value: Some(writer.finish()) });
+        self.announced = Some(self.announcement());
+        if !outbox.keeps_changes() {
+            self.dedup.log(|_| ());
         }
-        self.announced = Some(now);
+        let head = self.head();
+        if self.logged.as_ref() != Some(&head) && outbox.keeps_changes() {
+            let key = MeterKey { partition: self.partition, block: None }.bytes();
+            outbox.push(Output::Change { key, value: Some(head.clone()) });
+            self.logged = Some(head);
+        }
         if let Some(stream_time) = self.stream_time {
             let horizon = stream_time.minus(self.rules.time.dedup_horizon);
             self.dedup.expire(horizon, |change| self.removed.push(change));
@@ -331,13 +352,21 @@ impl Meter {
         self.dedup.log(push);
     }
 
+    fn head(&self) -> Vec<u8> {
+        let mut writer = Writer::default();
+        writer.optional_time(self.stream_time);
+        writer.flag(self.idle);
+        writer.unsigned(self.invalid_in_a_row);
+        writer.unsigned(self.gap);
+        writer.finish()
+    }
+
     fn restore_head(&mut self, value: Option<&[u8]>) -> Result<(), StageError> {
         let mut reader = Reader::new(value.ok_or_else(|| damaged("the stream time"))?)?;
         self.stream_time = reader.optional_time()?;
         self.idle = reader.flag()?;
-        // the first states had no count
-        self.invalid_in_a_row = if reader.is_empty() { 0 } else { reader.number()? };
-        self.invalid_logged = self.invalid_in_a_row;
+        self.invalid_in_a_row = reader.number()?;
+        self.gap = reader.number()?;
         Ok(())
     }
 }

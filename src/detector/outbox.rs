@@ -1,6 +1,8 @@
 //! Outputs as values. What a stage wants to happen waits here until the shell publishes it
 //! together with the changelog and the positions, or drops it all.
 
+use std::borrow::Cow;
+
 use super::alert::Alert;
 use super::invalid::{Invalid, Reason};
 use super::policy::Mode;
@@ -30,6 +32,30 @@ pub struct DeadLetter {
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
     pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl DeadLetter {
+    /// The headers that it is published with: the refused record's own, then ours, which say why
+    /// it was refused and where it stood.
+    pub fn published_headers(
+        &self,
+        topic: &str,
+        partition: u32,
+    ) -> Vec<(&str, Option<Cow<'_, [u8]>>)> {
+        let own = self.headers.iter().map(|(name, value)| {
+            let value = value.as_deref().map(Cow::Borrowed);
+            (name.as_str(), value)
+        });
+        let ours = [
+            ("flopwatch.reason", self.invalid.reason.name().to_owned()),
+            ("flopwatch.detail", self.invalid.detail.clone()),
+            ("flopwatch.topic", topic.to_owned()),
+            ("flopwatch.partition", partition.to_string()),
+            ("flopwatch.offset", self.offset.to_string()),
+        ];
+        let ours = ours.into_iter().map(|(name, text)| (name, Some(text.into_bytes().into())));
+        own.chain(ours).collect()
+    }
 }
 
 /// What one or more stages want to happen, in order, and what they counted.

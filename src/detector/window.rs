@@ -1,11 +1,18 @@
 //! Slices of compute in tiers, by region, fabric and accelerator, for one account, owner or
 //! country; windows are runs of slices.
 //!
+//! Slices stand in blocks of eight. A block that nothing adds to any more is kept as the bytes that
+//! the changelog holds of it: a few dozen bytes a slice, and a restore takes them as they are.
+//!
 //! Invariants: a cell's measure is the exact sum of the parts added to it; a slice that has left
-//! its tier is never entered again (the stage checks); only blocks touched since the last commit
-//! are written.
+//! its tier is never seen or entered again, though its bytes go only with its block; only blocks
+//! touched since the last commit are written.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod block;
+
+use std::collections::{BTreeSet, HashMap};
+
+use foldhash::fast::FixedState;
 
 use super::StageError;
 use super::changelog::{Reader, Writer, damaged};
@@ -13,9 +20,7 @@ use super::measure::Measure;
 use super::names::{NameId, Names};
 use super::rules::TierRules;
 use super::time::{Span, Timestamp};
-
-/// Slices per changelog block: a commit rewrites the blocks that it touched.
-const BLOCK_SLICES: u64 = 8;
+use block::{Block, SLICES};
 
 /// Where and on what compute was used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -30,9 +35,11 @@ pub struct Place {
 pub struct Windows {
     /// Cells refer to places by index; a place without cells is free for reuse.
     places: Vec<PlaceSlot>,
-    tiers: Vec<Tier>,
-    dirty: BTreeSet<Block>,
+    /// For more places than a look at each would find quickly.
+    index: Option<Box<PlaceIndex>>,
+    tiers: Box<[Tier]>,
     places_changed: bool,
+    blocks_changed: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,35 +48,33 @@ struct PlaceSlot {
     cells: u32,
 }
 
+#[derive(Debug)]
+struct PlaceIndex {
+    by_place: HashMap<Place, u32, FixedState>,
+    /// Places without cells; some may have been taken again since.
+    free: Vec<u32>,
+}
+
+/// Places that are searched one by one.
+const FEW_PLACES: usize = 16;
+
 #[derive(Debug, Default)]
 struct Tier {
-    slices: BTreeMap<Timestamp, Vec<Cell>>,
+    /// In order of number.
+    blocks: Vec<Block>,
+    /// Numbers of blocks that are gone and not yet removed from the changelog.
+    removed: Vec<u64>,
+    /// Slices with ends at or before this have left.
+    left: Timestamp,
+    /// The greatest end that a slice ever had.
+    newest: Timestamp,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Cell {
-    place: u32,
-    measure: Measure,
-}
-
-/// A run of slices of one tier, as the changelog keys them.
+/// How the changelog names a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Block {
+pub struct BlockId {
     pub tier: u8,
     pub number: u64,
-}
-
-impl Block {
-    fn holding(tier: usize, rules: &TierRules, end: Timestamp) -> Self {
-        let tier = u8::try_from(tier).expect("few tiers");
-        Self { tier, number: (end.0 / rules.slice.0) / BLOCK_SLICES }
-    }
-
-    fn range(self, rules: &TierRules) -> std::ops::Range<Timestamp> {
-        let length = BLOCK_SLICES * rules.slice.0;
-        let start = self.number * length;
-        Timestamp(start)..Timestamp(start.saturating_add(length))
-    }
 }
 
 /// Which cells a sum takes.
@@ -79,25 +84,26 @@ pub enum Part {
     Fabric(NameId),
 }
 
-impl Part {
-    fn takes(self, place: &Place) -> bool {
-        match self {
-            Self::All => true,
-            Self::Fabric(fabric) => place.fabric == fabric,
-        }
-    }
-}
-
 impl Windows {
     pub fn new(tiers: usize) -> Self {
         Self { tiers: (0..tiers).map(|_| Tier::default()).collect(), ..Self::default() }
     }
 
+    /// No tier keeps a slice.
     pub fn is_empty(&self) -> bool {
-        self.tiers.iter().all(|tier| tier.slices.is_empty())
+        self.tiers.iter().all(|tier| tier.newest <= tier.left)
     }
 
-    /// Adds to the slice of `tier` that ends at `end`.
+    /// Not even a slice that has left waits for its block.
+    pub fn is_gone(&self) -> bool {
+        self.tiers.iter().all(|tier| tier.blocks.is_empty())
+    }
+
+    pub fn tiers(&self) -> usize {
+        self.tiers.len()
+    }
+
+    /// Adds to the slice of `tier` that ends at `end` and has not left.
     pub fn add(
         &mut self,
         tier: usize,
@@ -107,80 +113,96 @@ impl Windows {
         measure: Measure,
     ) {
         let place = self.place_index(place);
-        let cells = self.tiers[tier].slices.entry(end).or_default();
-        match cells.iter_mut().find(|cell| cell.place == place) {
-            Some(cell) => cell.measure += measure,
-            None => {
-                cells.push(Cell { place, measure });
-                self.places[place as usize].cells += 1;
-            }
+        let slice = end.0 / rules.slice.0;
+        let tier = &mut self.tiers[tier];
+        tier.newest = tier.newest.max(end);
+        let block = tier.block_mut(slice / SLICES);
+        if block.add(slice % SLICES, place, measure) {
+            self.places[place as usize].cells += 1;
         }
-        self.dirty.insert(Block::holding(tier, rules, end));
+        self.blocks_changed = true;
     }
 
     /// The sum over the slices of `tier` with ends in `(after, until]`.
-    pub fn sum(&self, tier: usize, after: Timestamp, until: Timestamp, part: Part) -> Measure {
+    pub fn sum(
+        &self,
+        tier: usize,
+        rules: &TierRules,
+        (after, until): (Timestamp, Timestamp),
+        part: Part,
+    ) -> Measure {
         let mut total = Measure::ZERO;
-        for (_, measure) in self.slices(tier, after, until, part) {
-            total += measure;
-        }
+        self.each_cell(tier, rules, (after, until), part, |_, _, measure| total += measure);
         total
     }
 
     /// The slices of `tier` with ends in `(after, until]`, in order, as far as they hold cells.
-    pub fn slices(
+    pub fn each_slice(
         &self,
         tier: usize,
-        after: Timestamp,
-        until: Timestamp,
+        rules: &TierRules,
+        bounds: (Timestamp, Timestamp),
         part: Part,
-    ) -> impl Iterator<Item = (Timestamp, Measure)> {
-        let bounds = (std::ops::Bound::Excluded(after), std::ops::Bound::Included(until));
-        let slices = (after < until).then(|| self.tiers[tier].slices.range(bounds));
-        slices.into_iter().flatten().filter_map(move |(&end, cells)| {
-            let mut total = None;
-            for cell in
-                cells.iter().filter(|cell| part.takes(&self.places[cell.place as usize].place))
-            {
-                *total.get_or_insert(Measure::ZERO) += cell.measure;
+        mut slice: impl FnMut(Timestamp, Measure),
+    ) {
+        let mut open: Option<(Timestamp, Measure)> = None;
+        self.each_cell(tier, rules, bounds, part, |end, _, measure| match &mut open {
+            Some((current, sum)) if *current == end => *sum += measure,
+            Some(_) | None => {
+                if let Some((end, sum)) = open.replace((end, measure)) {
+                    slice(end, sum);
+                }
             }
-            total.map(|total| (end, total))
-        })
-    }
-
-    /// Every cell of `tier` with its end in `(after, until]`.
-    pub fn cells(
-        &self,
-        tier: usize,
-        after: Timestamp,
-        until: Timestamp,
-        part: Part,
-    ) -> impl Iterator<Item = (Timestamp, Place, Measure)> {
-        let bounds = (std::ops::Bound::Excluded(after), std::ops::Bound::Included(until));
-        let slices = (after < until).then(|| self.tiers[tier].slices.range(bounds));
-        slices.into_iter().flatten().flat_map(move |(&end, cells)| {
-            cells.iter().filter_map(move |cell| {
-                let place = self.places[cell.place as usize].place;
-                part.takes(&place).then_some((end, place, cell.measure))
-            })
-        })
-    }
-
-    pub fn tiers(&self) -> usize {
-        self.tiers.len()
+        });
+        if let Some((end, sum)) = open {
+            slice(end, sum);
+        }
     }
 
     /// Every retained slice of a tier.
-    pub fn all_slices(&self, tier: usize) -> impl Iterator<Item = (Timestamp, Measure)> {
-        self.slices(tier, Timestamp(0), Timestamp(u64::MAX), Part::All)
+    pub fn all_slices(&self, tier: usize, rules: &TierRules) -> Vec<(Timestamp, Measure)> {
+        let mut slices = Vec::new();
+        self.each_slice(tier, rules, Self::EVER, Part::All, |end, sum| slices.push((end, sum)));
+        slices
     }
 
-    /// Every retained cell of a tier.
-    pub fn all_cells(&self, tier: usize) -> impl Iterator<Item = (Timestamp, Place, Measure)> {
-        self.cells(tier, Timestamp(0), Timestamp(u64::MAX), Part::All)
+    /// Bounds that leave nothing out.
+    pub const EVER: (Timestamp, Timestamp) = (Timestamp(0), Timestamp(u64::MAX));
+
+    /// Every cell of `tier` with its end in `(after, until]`, in order of end.
+    pub fn each_cell(
+        &self,
+        tier: usize,
+        rules: &TierRules,
+        (after, until): (Timestamp, Timestamp),
+        part: Part,
+        mut cell: impl FnMut(Timestamp, Place, Measure),
+    ) {
+        let tier = &self.tiers[tier];
+        let (after, until) = (after.max(tier.left), until.min(tier.newest));
+        if after >= until {
+            return;
+        }
+        // numbers of the first and the last slice that can be in between
+        let (first, last) = (after.0 / rules.slice.0 + 1, until.0 / rules.slice.0);
+        let from = tier.blocks.partition_point(|block| block.number() < first / SLICES);
+        for block in tier.blocks[from..].iter().take_while(|b| b.number() <= last / SLICES) {
+            let base = block.number() * SLICES;
+            block.each_cell(|within, place, measure| {
+                let number = base + within;
+                let place = self.places[place as usize].place;
+                let taken = match part {
+                    Part::All => true,
+                    Part::Fabric(fabric) => place.fabric == fabric,
+                };
+                if taken && (first..=last).contains(&number) {
+                    cell(Timestamp(number * rules.slice.0), place, measure);
+                }
+            });
+        }
     }
 
-    /// The fabrics with a retained slice in any tier, each once.
+    /// The fabrics with a slice in any tier, each once.
     pub fn fabrics(&self) -> BTreeSet<NameId> {
         let used = self.places.iter().filter(|slot| slot.cells > 0);
         used.map(|slot| slot.place.fabric).filter(|fabric| *fabric != NameId::EMPTY).collect()
@@ -192,40 +214,105 @@ impl Windows {
         tier: usize,
         rules: &TierRules,
         bound: Timestamp,
-        mut left: impl FnMut(Timestamp, Measure),
+        left: impl FnMut(Timestamp, Measure),
     ) {
-        while let Some(first) = self.tiers[tier].slices.first_entry()
-            && *first.key() <= bound
-        {
-            let (end, cells) = first.remove_entry();
-            let mut total = Measure::ZERO;
-            for cell in cells {
-                total += cell.measure;
-                self.release(cell.place);
-            }
-            self.dirty.insert(Block::holding(tier, rules, end));
-            left(end, total);
+        let before = self.tiers[tier].left;
+        if bound <= before {
+            return;
+        }
+        self.each_slice(tier, rules, (before, bound), Part::All, left);
+        let tier = &mut self.tiers[tier];
+        tier.left = bound;
+        let last_slice = |block: &Block| (block.number() + 1) * SLICES - 1;
+        let gone = tier.blocks.partition_point(|b| last_slice(b) <= bound.0 / rules.slice.0);
+        for block in tier.blocks.drain(..gone) {
+            block.each_cell(|_, place, _| {
+                let slot = &mut self.places[place as usize];
+                slot.cells -= 1;
+                if slot.cells == 0
+                    && let Some(index) = &mut self.index
+                {
+                    index.by_place.remove(&slot.place);
+                    index.free.push(place);
+                }
+            });
+            tier.removed.push(block.number());
+            self.blocks_changed = true;
         }
     }
 
+    /// The end up to which slices of the finest tier have left; state, with what left them.
+    pub fn left(&self) -> Timestamp {
+        self.tiers[0].left
+    }
+
+    pub fn set_left(&mut self, left: Timestamp) {
+        self.tiers[0].left = left;
+    }
+
     fn place_index(&mut self, place: Place) -> u32 {
-        let used = |slot: &PlaceSlot| slot.cells > 0 && slot.place == place;
-        let index = self.places.iter().position(used).unwrap_or_else(|| {
-            self.places_changed = true;
-            let slot = PlaceSlot { place, cells: 0 };
-            if let Some(free) = self.places.iter().position(|slot| slot.cells == 0) {
-                self.places[free] = slot;
-                free
-            } else {
-                self.places.push(slot);
-                self.places.len() - 1
-            }
-        });
+        let held = |slot: &PlaceSlot| slot.cells > 0 && slot.place == place;
+        let found = if self.places.len() <= FEW_PLACES {
+            self.places.iter().position(held)
+        } else {
+            let index = self.index.get_or_insert_with(|| PlaceIndex::of(&self.places));
+            let known = index.by_place.get(&place).map(|index| *index as usize);
+            known.filter(|index| held(&self.places[*index]))
+        };
+        let index = found.unwrap_or_else(|| self.take_place(place));
         u32::try_from(index).expect("fewer than 2^32 places")
     }
 
-    fn release(&mut self, place: u32) {
-        self.places[place as usize].cells -= 1;
+    /// A place without cells, or a new one.
+    fn take_place(&mut self, place: Place) -> usize {
+        self.places_changed = true;
+        let is_free = |index: &usize| self.places[*index].cells == 0;
+        let free = match &mut self.index {
+            None => (0..self.places.len()).find(is_free),
+            Some(index) => {
+                std::iter::from_fn(|| index.free.pop()).map(|index| index as usize).find(is_free)
+            }
+        };
+        let slot = PlaceSlot { place, cells: 0 };
+        let taken = match free {
+            Some(free) => {
+                self.places[free] = slot;
+                free
+            }
+            None => {
+                self.places.push(slot);
+                self.places.len() - 1
+            }
+        };
+        if let Some(index) = &mut self.index {
+            index.by_place.insert(place, u32::try_from(taken).expect("fewer than 2^32 places"));
+        }
+        taken
+    }
+}
+
+impl PlaceIndex {
+    fn of(places: &[PlaceSlot]) -> Box<Self> {
+        let mut by_place = HashMap::with_hasher(FixedState::default());
+        let mut free = Vec::new();
+        for (index, slot) in (0u32..).zip(places) {
+            if slot.cells == 0 {
+                free.push(index);
+            } else {
+                by_place.insert(slot.place, index);
+            }
+        }
+        Box::new(Self { by_place, free })
+    }
+}
+
+impl Tier {
+    fn block_mut(&mut self, number: u64) -> &mut Block {
+        let at = self.blocks.partition_point(|block| block.number() < number);
+        if self.blocks.get(at).is_none_or(|block| block.number() != number) {
+            self.blocks.insert(at, Block::new(number));
+        }
+        &mut self.blocks[at]
     }
 }
 
@@ -233,13 +320,7 @@ impl Windows {
 impl Windows {
     /// Blocks were touched since the last `log`.
     pub fn is_changed(&self) -> bool {
-        !self.dirty.is_empty()
-    }
-
-    /// For who keeps no changelog.
-    pub fn forget_changes(&mut self) {
-        self.dirty.clear();
-        self.places_changed = false;
+        self.blocks_changed
     }
 
     /// The places differ from those last written: the head must be written too.
@@ -275,61 +356,66 @@ impl Windows {
         Ok(())
     }
 
-    /// Blocks touched since the last call, with their content; `None` when nothing is left.
-    pub fn log(&mut self, rules: &[TierRules], mut written: impl FnMut(Block, Option<Vec<u8>>)) {
-        for block in std::mem::take(&mut self.dirty) {
-            let tier = usize::from(block.tier);
-            let mut writer = Writer::default();
-            let mut any = false;
-            for (end, cells) in self.tiers[tier].slices.range(block.range(&rules[tier])) {
-                any = true;
-                writer.unsigned(end.0 / rules[tier].slice.0 - block.number * BLOCK_SLICES);
-                writer.unsigned(cells.len() as u64);
-                for cell in cells {
-                    writer.unsigned(cell.place);
-                    writer.measure(&cell.measure);
-                }
-            }
-            written(block, any.then(|| writer.finish()));
+    /// Blocks touched since the last call, with their content; `None` when nothing is left. Only
+    /// the newest block of a tier stays open.
+    pub fn log(&mut self, mut written: impl FnMut(BlockId, Option<&[u8]>)) {
+        if !std::mem::take(&mut self.blocks_changed) {
+            return;
         }
+        for (index, tier) in (0u8..).zip(&mut self.tiers) {
+            for number in tier.removed.drain(..) {
+                written(BlockId { tier: index, number }, None);
+            }
+            let newest = tier.blocks.len().saturating_sub(1);
+            for (position, block) in tier.blocks.iter_mut().enumerate() {
+                let number = block.number();
+                block.log(position == newest, |value| {
+                    written(BlockId { tier: index, number }, Some(value));
+                });
+            }
+        }
+    }
+
+    /// For who keeps no changelog.
+    pub fn forget_changes(&mut self) {
+        self.log(|_, _| ());
+        self.places_changed = false;
     }
 
     /// Replaces the content of a block.
     pub fn restore(
         &mut self,
         rules: &[TierRules],
-        block: Block,
+        id: BlockId,
         value: Option<&[u8]>,
     ) -> Result<(), StageError> {
-        let tier = usize::from(block.tier);
-        let rule = rules.get(tier).ok_or_else(|| damaged("a configured tier"))?;
-        if block.number > Timestamp::LIMIT.0 / (BLOCK_SLICES * rule.slice.0) {
-            return Err(damaged("a block before 2525"));
+        let tier = usize::from(id.tier);
+        let rules = rules.get(tier).ok_or_else(|| damaged("a configured tier"))?;
+        if id.number > Timestamp::LIMIT.0 / (SLICES * rules.slice.0) {
+            return Err(damaged("a block of accepted years"));
         }
-        let ends: Vec<Timestamp> =
-            self.tiers[tier].slices.range(block.range(rule)).map(|(end, _)| *end).collect();
-        for end in ends {
-            for cell in self.tiers[tier].slices.remove(&end).into_iter().flatten() {
-                self.release(cell.place);
+        let block = value.map(|value| Block::restore(id.number, value)).transpose()?;
+        // the last slice of the block that holds cells
+        let mut last = None;
+        if let Some(block) = &block {
+            for place in block.places() {
+                self.slot(place)?.cells += 1;
             }
+            block.each_cell(|within, _, _| last = last.max(Some(within)));
         }
-        let Some(value) = value else { return Ok(()) };
-        let mut reader = Reader::new(value)?;
-        while !reader.is_empty() {
-            let within = reader.number()?;
-            if within >= BLOCK_SLICES {
-                return Err(damaged("a slice within its block"));
-            }
-            let number = block.number * BLOCK_SLICES + within;
-            let end = Timestamp(number.saturating_mul(rule.slice.0));
-            let count = reader.small()?;
-            let mut cells = Vec::new();
-            for _ in 0..count {
-                let cell = Cell { place: reader.small()?, measure: reader.measure()? };
-                self.slot(cell.place)?.cells += 1;
-                cells.push(cell);
-            }
-            self.tiers[tier].slices.insert(end, cells);
+        let places = &mut self.places;
+        let tier = &mut self.tiers[tier];
+        let at = tier.blocks.partition_point(|known| known.number() < id.number);
+        if tier.blocks.get(at).is_some_and(|known| known.number() == id.number) {
+            let replaced = tier.blocks.remove(at);
+            replaced.each_cell(|_, place, _| places[place as usize].cells -= 1);
+        }
+        if let Some(block) = block {
+            tier.blocks.insert(at, block);
+        }
+        if let Some(within) = last {
+            let end = Timestamp((id.number * SLICES + within) * rules.slice.0);
+            tier.newest = tier.newest.max(end);
         }
         Ok(())
     }

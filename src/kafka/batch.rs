@@ -10,7 +10,9 @@
 //! it has fetched). The main queue then carries events alone and is polled by the binding.
 //!
 //! Invariants: a queue goes before its consumer, whose `Arc` it holds; a message is destroyed
-//! exactly once, after the only reference to its bytes is gone.
+//! exactly once, after the only reference to its bytes is gone, and before the call that took it
+//! from its queue returns, however it returns: librdkafka waits for every message before it lets a
+//! client go, so a single one forgotten hangs the thread that drops the consumer.
 #![allow(unsafe_code, reason = "librdkafka's batch interface, which the binding lacks")]
 
 use std::ffi::{CStr, CString};
@@ -171,23 +173,25 @@ impl Drop for Message {
     }
 }
 
-/// Room for one batch, used again and again.
+/// Room for one batch, used again and again; it holds messages during `read` alone.
 pub struct Batch {
     messages: Vec<*mut RDKafkaMessage>,
-    /// Messages not yet handed out, at the end of the first `filled`.
-    taken: usize,
-    filled: usize,
 }
 
 impl Batch {
     pub fn new(capacity: usize) -> Self {
-        Self { messages: vec![ptr::null_mut(); capacity], taken: 0, filled: 0 }
+        Self { messages: vec![ptr::null_mut(); capacity] }
     }
 
-    /// Takes what waits in the queue, or what comes within `timeout`; says whether there may be
-    /// more. What was left of the batch before is destroyed.
-    pub fn fill(&mut self, queue: &PartitionQueue, timeout: Duration) -> bool {
-        self.clear();
+    /// Takes what waits in the queue, or what comes within `timeout`, and hands it out in order;
+    /// says whether there may be more. After an error, or a panic, in `each` the rest of the batch
+    /// is destroyed unseen.
+    pub fn read<E>(
+        &mut self,
+        queue: &PartitionQueue,
+        timeout: Duration,
+        mut each: impl FnMut(Polled<'_>) -> Result<(), E>,
+    ) -> Result<bool, E> {
         let milliseconds = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the queue is live and the buffer has room for as many pointers as we say.
         let count = unsafe {
@@ -198,46 +202,33 @@ impl Batch {
                 self.messages.len(),
             )
         };
-        self.filled = usize::try_from(count).unwrap_or(0);
-        self.filled == self.messages.len()
-    }
-
-    /// Hands out what was taken, in order, each destroyed as soon as `each` is done with it (its
-    /// lines are still in the cache then). After an error the rest is destroyed at once: a client
-    /// waits for every message of its own before it goes.
-    pub fn drain<E>(&mut self, mut each: impl FnMut(Polled<'_>) -> Result<(), E>) -> Result<(), E> {
-        while let Some(message) = self.next() {
+        let filled = usize::try_from(count).unwrap_or(0);
+        let mut taken = Taken(self.messages[..filled].iter());
+        // each message is destroyed as soon as `each` is done with it: its lines are still in the
+        // cache then
+        while let Some(message) = taken.next() {
             let headers = message.headers();
-            let done = each(message.read(&headers));
-            drop(headers);
-            if done.is_err() {
-                self.clear();
-                return done;
-            }
+            each(message.read(&headers))?;
         }
-        Ok(())
-    }
-
-    fn next(&mut self) -> Option<Message> {
-        if self.taken == self.filled {
-            return None;
-        }
-        let message = self.messages[self.taken];
-        self.taken += 1;
-        Some(Message(NonNull::new(message).expect("librdkafka fills what it counts")))
-    }
-
-    fn clear(&mut self) {
-        while let Some(message) = self.next() {
-            drop(message);
-        }
-        (self.taken, self.filled) = (0, 0);
+        Ok(filled == self.messages.len())
     }
 }
 
-impl Drop for Batch {
+/// Messages not yet handed out, destroyed when it goes out of scope.
+struct Taken<'a>(std::slice::Iter<'a, *mut RDKafkaMessage>);
+
+impl Taken<'_> {
+    fn next(&mut self) -> Option<Message> {
+        let message = self.0.next()?;
+        Some(Message(NonNull::new(*message).expect("librdkafka fills what it counts")))
+    }
+}
+
+impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        self.clear();
+        while let Some(message) = self.next() {
+            drop(message);
+        }
     }
 }
 
@@ -260,6 +251,9 @@ unsafe fn bytes<'a>(data: *const u8, length: usize) -> Option<&'a [u8]> {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::mpsc::channel;
+    use std::thread;
     use std::time::Instant;
 
     use rdkafka::message::OwnedHeaders;
@@ -322,7 +316,6 @@ mod tests {
         let (mut found, mut end) = (Vec::new(), None);
         let deadline = Instant::now() + Duration::from_secs(20);
         while end.is_none() && Instant::now() < deadline {
-            batch.fill(&queue, Duration::from_millis(100));
             let each = |polled: Polled<'_>| -> Result<(), Infallible> {
                 match polled {
                     Polled::Record(record) => found.push(owned(&record)),
@@ -331,7 +324,7 @@ mod tests {
                 }
                 Ok(())
             };
-            batch.drain(each).expect("infallible");
+            batch.read(&queue, Duration::from_millis(100), each).expect("infallible");
         }
         let at = Some(1_700_000_000_123_000_000);
         let bytes = |bytes: &[u8]| Some(bytes.to_vec());
@@ -349,13 +342,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_after_an_error_is_destroyed_with_the_batch() {
+    fn after_an_error_or_a_panic_nothing_keeps_the_client_from_ending() {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("a topic");
         let servers = cluster.bootstrap_servers();
         let producer: BaseProducer =
             ClientConfig::new().set("bootstrap.servers", &servers).create().expect("a producer");
-        for _ in 0..10 {
+        for _ in 0..20 {
             let record = BaseRecord::<[u8], [u8]>::to("t").payload(b"v");
             producer.send(record).map_err(|(error, _)| error).expect("a record is queued");
         }
@@ -365,19 +358,27 @@ mod tests {
         let consumer = Arc::new(client::reader(&config.kafka, "test").expect("a consumer"));
         let queue = PartitionQueue::new(&consumer, "t", 0);
         let mut assignment = TopicPartitionList::new();
-        assignment.add_partition_offset("t", 0, Offset::Beginning).expect("a partition");
+        assignment.add_partition_offset("t", 0, Offset::Offset(0)).expect("a partition");
         consumer.assign(&assignment).expect("an assignment");
         let mut batch = Batch::new(10);
-        assert!(batch.fill(&queue, Duration::from_secs(20)), "ten records fill the batch");
-        let mut seen = 0;
-        let result = batch.drain(|_| {
+        let (mut seen, wait) = (0, Duration::from_secs(20));
+        let result = batch.read(&queue, wait, |_| {
             seen += 1;
             if seen == 4 { Err("stop") } else { Ok(()) }
         });
         assert_eq!((result, seen), (Err("stop"), 4));
-        drop(batch);
-        // the client ends although messages were never handed out: none is held any more
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            batch.read(&queue, wait, |_| -> Result<(), Infallible> { panic!("on purpose") })
+        }));
+        assert!(panicked.is_err(), "the second batch was handed out");
+        // the batch lives on, as it does where a worker's fields are dropped in another order
         drop(queue);
-        drop(consumer);
+        let (gone, is_gone) = channel();
+        thread::spawn(move || {
+            drop(consumer);
+            gone.send(()).expect("the test waits");
+        });
+        is_gone.recv_timeout(wait).expect("the client ends");
+        drop(batch);
     }
 }

@@ -2,6 +2,22 @@
 //!
 //! Three layers, the later wins: what may be tuned, what the operator put under `[kafka.client]`,
 //! what exactness rests on (`config` refuses those names by name).
+//!
+//! # Why the classic group protocol
+//! Both protocols refuse the positions of a stale member alike (`tests/faults/protocols.rs`), so
+//! either would be exact. KIP-848 loses on time and fit, not on safety:
+//!
+//! * *The session is the broker's.* Under `group.protocol=consumer` librdkafka refuses
+//!   `session.timeout.ms`, and a broker's default lets a member be silent for 45 s. Measured with
+//!   static members on Kafka 4.3 over six partitions: a process that dies and stays away is replaced
+//!   after 8 s (classic, 6 s session) against 50 s; one that comes back under its name has its
+//!   partitions in 0.1 s either way; a new one has its share after 2 s against 5 s, for the old
+//!   owner learns of it with a heartbeat whose interval is the broker's too.
+//! * *It moves partitions one by one.* That suits a consumer whose partitions know nothing of each
+//!   other. Ours share one transaction a worker, and after any change all of a worker's tasks are
+//!   restored: a second round of revocations would be a second restore. The worker answers with
+//!   `assign`; KIP-848 asks for `incremental_assign`, as does cooperative-sticky, whose positions
+//!   were committed under the old generation in librdkafka more than once.
 
 use std::time::Duration;
 

@@ -15,13 +15,14 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
+use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer as _;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::error::RDKafkaErrorCode;
 
 use super::batch::{Batch, PartitionQueue, Polled};
 use super::client;
 use super::context::Consumer;
-use super::restore::{ASK, ends, index};
+use super::restore::{ASK, add, ends};
 use super::task::{Shared, Trouble};
 use super::topology;
 use crate::detector::decode::decode_account;
@@ -41,6 +42,9 @@ pub(crate) const WAITING: usize = 65_536;
 
 /// Between two looks at how many partitions usage has.
 const LOOK: Duration = Duration::from_secs(30);
+
+/// Between two tries to open the topic while the broker is away.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// A directory record and its number in the order read.
 #[derive(Debug, Clone)]
@@ -100,6 +104,8 @@ pub(crate) struct Reader {
     geoip: Option<GeoIp>,
     /// Of the last record read; numbers start at 1.
     number: u64,
+    /// The last look did not find the usage topic.
+    usage_missing: bool,
 }
 
 impl Reader {
@@ -118,16 +124,19 @@ impl Reader {
             stop: Arc::clone(stop),
             geoip: shared.config.geoip.as_deref().map(GeoIp::open).transpose()?,
             number: 0,
+            usage_missing: false,
         })
     }
 
     /// Reads to the end, says so, and goes on until the process stops.
-    pub(crate) fn run(mut self) -> Result<(), Fatal> {
+    pub(crate) fn run(&mut self) -> Result<(), Fatal> {
         let config = Arc::clone(&self.shared.config);
         let topic = config.topics.accounts.clone();
         let prober = client::prober(&config.kafka)?;
         let consumer = Arc::new(client::reader(&config.kafka, "directory")?);
-        let mut partitions = open(&prober, &consumer, &topic)?;
+        let Some(mut partitions) = self.await_open(&prober, &consumer, &topic)? else {
+            return Ok(());
+        };
         let mut batch = Batch::new(client::BATCH);
         let began = Instant::now();
         let mut looked = began;
@@ -135,8 +144,7 @@ impl Reader {
         while !self.stop.load(Ordering::Acquire) {
             let mut idle = true;
             for partition in &mut partitions {
-                batch.fill(&partition.queue, Duration::ZERO);
-                batch.drain(|polled| -> Result<(), Fatal> {
+                batch.read(&partition.queue, Duration::ZERO, |polled| -> Result<(), Fatal> {
                     match polled {
                         Polled::Record(record) => {
                             idle = false;
@@ -145,9 +153,7 @@ impl Reader {
                         Polled::End { offset } => {
                             partition.at_end |= offset >= partition.mark;
                         }
-                        Polled::Failed(code) => {
-                            tracing::warn!(topic, %code, "directory fetch failed");
-                        }
+                        Polled::Failed(code) => failed(&topic, code)?,
                     }
                     Ok(())
                 })?;
@@ -158,7 +164,7 @@ impl Reader {
             }
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
-                self.count_usage_partitions(&prober);
+                self.count_usage_partitions(&prober)?;
             }
             if idle {
                 // events, and the pause when nothing comes
@@ -168,13 +174,48 @@ impl Reader {
         Ok(())
     }
 
-    /// METER names in its records how many usage partitions there are.
-    fn count_usage_partitions(&self, prober: &Consumer) {
-        match topology::partitions(prober, &self.shared.config.topics.usage) {
-            Ok(Some(partitions)) => self.shared.saw_usage_partitions(partitions),
-            Ok(None) => tracing::warn!("the usage topic is not there"),
+    /// Tries until the broker answers; `None` when the process stops before.
+    fn await_open(
+        &self,
+        prober: &Consumer,
+        consumer: &Arc<Consumer>,
+        topic: &str,
+    ) -> Result<Option<Vec<Partition>>, Fatal> {
+        while !self.stop.load(Ordering::Acquire) {
+            match open(prober, consumer, topic) {
+                Ok(partitions) => return Ok(Some(partitions)),
+                Err(Trouble::Fatal(fatal)) => return Err(fatal),
+                Err(Trouble::Passing(detail) | Trouble::Aborted { detail, .. }) => {
+                    tracing::warn!(topic, detail, "the account directory cannot be read yet");
+                    // events, and the pause before the next try
+                    drop(consumer.poll(AGAIN));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// METER names in its records how many usage partitions there are. A usage topic that is gone
+    /// at two looks stops the process: librdkafka only takes its partitions away, without a word.
+    fn count_usage_partitions(&mut self, prober: &Consumer) -> Result<(), Fatal> {
+        let topic = &self.shared.config.topics.usage;
+        match topology::partitions(prober, topic) {
+            Ok(Some(partitions)) => {
+                self.shared.saw_usage_partitions(partitions);
+                self.usage_missing = false;
+            }
+            Ok(None) if self.usage_missing => {
+                let text =
+                    format!("usage topic {topic:?} is gone: restore it, or set topics.usage");
+                return Err(Fatal::Broker(text));
+            }
+            Ok(None) => {
+                tracing::warn!(topic, "the usage topic is not there");
+                self.usage_missing = true;
+            }
             Err(error) => tracing::warn!(%error, "counting usage partitions"),
         }
+        Ok(())
     }
 
     fn complete(&self, took: Duration) {
@@ -217,6 +258,27 @@ impl Reader {
     }
 }
 
+/// An error in place of a record: a topic that is gone stops the process, since nobody's facts
+/// would change any more.
+fn failed(topic: &str, code: RDKafkaErrorCode) -> Result<(), Fatal> {
+    if code == RDKafkaErrorCode::AutoOffsetReset {
+        let text = format!("topic {topic:?} lost its beginning while it was read: start again");
+        return Err(Fatal::Broker(text));
+    }
+    if matches!(
+        code,
+        RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::UnknownPartition
+    ) {
+        let text = format!("reading the account directory {topic:?}: {code}");
+        return Err(Fatal::Broker(text));
+    }
+    tracing::warn!(topic, %code, "directory fetch failed");
+    Ok(())
+}
+
 struct Partition {
     queue: PartitionQueue,
     /// The end when reading began.
@@ -224,25 +286,29 @@ struct Partition {
     at_end: bool,
 }
 
-fn open(prober: &Consumer, consumer: &Arc<Consumer>, topic: &str) -> Result<Vec<Partition>, Fatal> {
-    let failed = |detail: &dyn std::fmt::Display| {
-        Fatal::Broker(format!("reading the account directory {topic:?}: {detail}"))
-    };
-    let count = topology::partitions(prober, topic)?.ok_or_else(|| failed(&"topic is missing"))?;
+fn open(
+    prober: &Consumer,
+    consumer: &Arc<Consumer>,
+    topic: &str,
+) -> Result<Vec<Partition>, Trouble> {
+    // it was there and readable at the start: by now the broker is away, or not quite back
+    let count = topology::partitions(prober, topic)
+        .map_err(|error| Trouble::Passing(error.to_string()))?
+        .ok_or_else(|| Trouble::Passing("the topic is not there".into()))?;
+    let mut marks = Vec::new();
+    for number in 0..count {
+        marks.push(ends(prober, topic, number, ASK)?);
+    }
     let mut assignment = TopicPartitionList::new();
     let mut partitions = Vec::new();
-    for number in 0..count {
-        let (low, mark) = ends(prober, topic, number, ASK).map_err(|trouble| match trouble {
-            Trouble::Fatal(fatal) => fatal,
-            Trouble::Passing(detail) | Trouble::Aborted { detail, .. } => failed(&detail),
-        })?;
+    for (number, (low, mark)) in (0..).zip(marks) {
         let queue = PartitionQueue::new(consumer, topic, number);
-        assignment
-            .add_partition_offset(topic, index(number), Offset::Beginning)
-            .map_err(|error| failed(&error))?;
+        add(&mut assignment, topic, number, low)?;
         partitions.push(Partition { queue, mark, at_end: low == mark });
     }
-    consumer.assign(&assignment).map_err(|error| failed(&error))?;
+    consumer
+        .assign(&assignment)
+        .map_err(|error| Trouble::Passing(format!("assigning the directory: {error}")))?;
     Ok(partitions)
 }
 

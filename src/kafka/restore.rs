@@ -63,20 +63,21 @@ pub(crate) fn position(
             | Offset::Invalid
             | Offset::OffsetTail(_) => None,
         };
-        let start = start(task, committed, (low, high), accept_gap)?;
-        task.position_at(start, committed);
+        let (start, gap) = start(task, committed, (low, high), accept_gap)?;
+        task.position_at(start, committed, gap);
     }
     Ok(())
 }
 
+/// Where to read from, and how many records before that are missing.
 fn start(
     task: &Task,
     committed: Option<u64>,
     (low, high): (u64, u64),
     accept_gap: bool,
-) -> Result<u64, Fatal> {
+) -> Result<(u64, u64), Fatal> {
     let Task { topic, partition, .. } = task;
-    let Some(committed) = committed else { return Ok(low) };
+    let Some(committed) = committed else { return Ok((low, 0)) };
     if committed > high {
         return Err(Fatal::Broker(format!(
             "topic {topic:?}, partition {partition}: committed position {committed} lies beyond \
@@ -84,20 +85,27 @@ fn start(
              it, or reset the group and delete the state topics to start over"
         )));
     }
-    if committed >= low {
-        return Ok(committed);
-    }
-    let gap = low - committed;
-    if !accept_gap {
+    let gap = gap(task.stage, committed, (low, high));
+    if gap > 0 && !accept_gap {
         return Err(Fatal::State(format!(
             "topic {topic:?}, partition {partition}: retention removed offsets {committed} to \
              {low} before they were read ({gap} records): restore them, or start with \
              --accept-gap to go on without them"
         )));
     }
-    tracing::warn!(topic, partition, gap, "going on without records that retention removed");
-    metrics::gap_accepted(task.stage, gap);
-    Ok(low)
+    Ok((committed.max(low), gap))
+}
+
+/// How many offsets before `low` may have held records that were never read.
+fn gap(stage: Stage, committed: u64, (low, high): (u64, u64)) -> u64 {
+    let removed = low.saturating_sub(committed);
+    // an internal topic is written by transactions alone, so its last offset is a marker: all that
+    // is missing if the process died between that commit and the next look at the end
+    let is_internal = match stage {
+        Stage::Meter => false,
+        Stage::Account | Stage::Group => true,
+    };
+    if is_internal && low == high && removed == 1 { 0 } else { removed }
 }
 
 /// One changelog partition on its way to its end.
@@ -135,7 +143,7 @@ pub(crate) fn restore(
         let mut still = Vec::with_capacity(readings.len());
         for mut reading in readings {
             if advance(&mut reading, tasks, &mut batch, began)? {
-                finish(&reading, tasks, shared, began)?;
+                finish(&reading, tasks, began);
             } else {
                 still.push(reading);
             }
@@ -146,6 +154,9 @@ pub(crate) fn restore(
             let remaining: u64 = readings.iter().map(|r| r.mark.saturating_sub(r.reached)).sum();
             tracing::info!(tasks = readings.len(), offsets = remaining, "still restoring");
         }
+    }
+    for task in &*tasks {
+        task.check_restored(shared)?;
     }
     Ok(Restored::Complete)
 }
@@ -173,9 +184,7 @@ fn open(tasks: &mut [Task], shared: &Shared, prober: &Consumer) -> Result<Vec<Re
             continue;
         }
         let queue = PartitionQueue::new(&reader, &changelog.topic, changelog.partition);
-        assignment
-            .add_partition_offset(&changelog.topic, index(changelog.partition), Offset::Beginning)
-            .map_err(|error| Fatal::Internal(format!("assigning a changelog: {error}")))?;
+        add(&mut assignment, &changelog.topic, changelog.partition, low)?;
         let tasks = vec![number];
         readings.push(Reading { tasks, changelog, queue, low, mark, reached: low, records: 0 });
     }
@@ -192,23 +201,22 @@ fn advance(
     batch: &mut Batch,
     began: Instant,
 ) -> Result<bool, Trouble> {
-    batch.fill(&reading.queue, Duration::from_millis(5));
     let mut complete = false;
     let mut bytes = 0_u64;
-    let Reading { tasks: restored, changelog, low, mark, reached, records, .. } = reading;
+    let Reading { tasks: restored, changelog, queue, low, mark, reached, records } = reading;
     let TopicPartition { topic, partition } = &*changelog;
     let unreadable = |detail: &dyn std::fmt::Display| {
         Trouble::Fatal(Fatal::State(format!(
             "changelog {topic:?}, partition {partition}: {detail}"
         )))
     };
-    batch.drain(|polled| {
+    batch.read(queue, Duration::from_millis(5), |polled| {
         match polled {
             Polled::Record(record) => {
                 let key = record.key.ok_or_else(|| unreadable(&"a record without a key"))?;
                 for &number in &*restored {
-                    let stage = tasks[number].machine.as_stage();
-                    stage.restore(key, record.value).map_err(|error| unreadable(&error))?;
+                    let restored = tasks[number].restore(key, record.value);
+                    restored.map_err(|error| unreadable(&error))?;
                 }
                 *reached = record.offset + 1;
                 *records += 1;
@@ -235,12 +243,7 @@ fn advance(
     Ok(complete)
 }
 
-fn finish(
-    reading: &Reading,
-    tasks: &mut [Task],
-    shared: &Shared,
-    began: Instant,
-) -> Result<(), Fatal> {
+fn finish(reading: &Reading, tasks: &[Task], began: Instant) {
     let took = began.elapsed();
     for &number in &reading.tasks {
         let task = &tasks[number];
@@ -252,19 +255,7 @@ fn finish(
             milliseconds = took.as_millis(),
             "task restored"
         );
-        // a changelog that several partitions share may hold the others' state alone
-        let exclusive = task.stage != Stage::Meter || shared.usage_partitions() == shared.tasks;
-        if exclusive && reading.records > 0 && !task.has_committed() {
-            return Err(Fatal::State(format!(
-                "group {:?} has no position in topic {:?}, partition {}, but changelog {:?} holds \
-                 its state, so everything would be counted again: the group was deleted, reset, or \
-                 idle beyond offsets.retention.minutes; set its offsets back, or delete the state \
-                 topics to start over",
-                shared.config.kafka.group_id, task.topic, task.partition, reading.changelog.topic,
-            )));
-        }
     }
-    Ok(())
 }
 
 /// Low and high watermark as `read_uncommitted`.
@@ -286,6 +277,20 @@ pub(crate) fn ends(
     Ok((unsigned(low), unsigned(high)))
 }
 
+/// Adds a partition to be read from `start`. A number where `Beginning` would do as well:
+/// librdkafka asks for that before it knows the leader, and asks again half a second later.
+pub(crate) fn add(
+    assignment: &mut TopicPartitionList,
+    topic: &str,
+    partition: u32,
+    start: u64,
+) -> Result<(), Fatal> {
+    let start = i64::try_from(start).expect("Kafka's offsets are i64");
+    assignment
+        .add_partition_offset(topic, index(partition), Offset::Offset(start))
+        .map_err(|error| Fatal::Internal(format!("listing {topic:?}, {partition}: {error}")))
+}
+
 pub(crate) fn index(partition: u32) -> i32 {
     i32::try_from(partition).expect("Kafka numbers partitions with an i32")
 }
@@ -296,4 +301,19 @@ fn unsigned(offset: i64) -> u64 {
 
 fn length(bytes: Option<&[u8]>) -> u64 {
     bytes.map_or(0, |bytes| bytes.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_marker_that_ends_an_internal_topic_is_no_gap() {
+        assert_eq!(gap(Stage::Account, 40, (40, 50)), 0);
+        assert_eq!(gap(Stage::Group, 41, (40, 41)), 0);
+        assert_eq!(gap(Stage::Account, 40, (41, 41)), 0, "the last marker");
+        assert_eq!(gap(Stage::Account, 40, (42, 42)), 2, "a record and its marker");
+        assert_eq!(gap(Stage::Group, 40, (41, 42)), 1, "the first record of the next");
+        assert_eq!(gap(Stage::Meter, 40, (41, 41)), 1, "usage need not be transactional");
+    }
 }

@@ -16,13 +16,14 @@ use crate::config::Config;
 use crate::detector::account::Account;
 use crate::detector::directory::AccountRecord;
 use crate::detector::group::Group;
+use crate::detector::key_state::StateKey;
 use crate::detector::meter::Meter;
 use crate::detector::outbox::Outbox;
 use crate::detector::policy::Policies;
 use crate::detector::time::{Span, Timestamp};
 use crate::detector::{Stage as _, StageError};
 use crate::error::Fatal;
-use crate::metrics::{Abort, PartitionSeries, Stage};
+use crate::metrics::{self, Abort, PartitionSeries, Stage};
 use rdkafka::error::RDKafkaErrorCode;
 
 /// How long the broker may take to confirm a partition's end before it is declared idle.
@@ -56,6 +57,15 @@ impl Machine {
             Self::Meter(meter) => meter.as_mut(),
             Self::Account(account) => account.as_mut(),
             Self::Group(group) => group.as_mut(),
+        }
+    }
+
+    /// The changelog key that every commit of a position has beside it or before it.
+    fn head(&self, partition: u32) -> Vec<u8> {
+        match self {
+            // several usage partitions may share a changelog
+            Self::Meter(_) => partition.to_be_bytes().to_vec(),
+            Self::Account(_) | Self::Group(_) => StateKey::Align.bytes(),
         }
     }
 
@@ -123,6 +133,34 @@ impl From<Fatal> for Trouble {
     }
 }
 
+/// How long a partition has had nothing to say while it was listened to: reads that follow each
+/// other closely and find nothing.
+struct Silence {
+    since: Instant,
+    read: Instant,
+}
+
+impl Silence {
+    /// Between two reads that follow each other; a process that did anything else for longer
+    /// (restored, committed to a slow broker, stood still) has not listened.
+    const GAP: Duration = Duration::from_secs(1);
+
+    const fn new(now: Instant) -> Self {
+        Self { since: now, read: now }
+    }
+
+    fn read(&mut self, now: Instant, records: usize) {
+        if records > 0 || now.duration_since(self.read) > Self::GAP {
+            self.since = now;
+        }
+        self.read = now;
+    }
+
+    fn length(&self) -> Duration {
+        self.read.duration_since(self.since)
+    }
+}
+
 pub(crate) struct Task {
     pub(crate) stage: Stage,
     pub(crate) partition: u32,
@@ -134,12 +172,21 @@ pub(crate) struct Task {
     /// Where reading started: what is committed while the stage has no position of its own, so
     /// that state never stands in a changelog without a position beside it.
     start: u64,
+    /// The offset after the last record read, `start` before the first.
+    next: u64,
+    /// Records before `start` that retention removed unread.
+    gap: u64,
     /// What the group has committed for the partition.
     committed: Option<u64>,
+    /// The changelog key of its head.
+    head: Vec<u8>,
+    /// The restore has met its head.
+    has_head: bool,
     /// Where the partition ended when the reader last stood at its end; `None` away from it.
     end: Option<u64>,
-    /// The last record, or the last reason not to count silence.
-    heard: Instant,
+    silence: Silence,
+    /// METER: its first watermark since the start.
+    first: Option<Timestamp>,
     idle: bool,
     paused: bool,
     /// Something has changed since the last commit.
@@ -156,18 +203,24 @@ impl Task {
         policies: &Arc<Policies>,
     ) -> Self {
         let partition = assigned.partition;
+        let machine = Machine::new(stage, partition, shared, policies);
         Self {
             stage,
             partition,
             topic: assigned.topic.clone(),
-            machine: Machine::new(stage, partition, shared, policies),
+            head: machine.head(partition),
+            has_head: false,
+            machine,
             outbox: Outbox::default(),
             series: PartitionSeries::new(stage, partition),
             queue: PartitionQueue::new(consumer, &assigned.topic, partition),
             start: 0,
+            next: 0,
+            gap: 0,
             committed: None,
             end: None,
-            heard: Instant::now(),
+            silence: Silence::new(Instant::now()),
+            first: None,
             idle: false,
             paused: false,
             touched: false,
@@ -182,20 +235,65 @@ impl Task {
         }
     }
 
-    /// Positioned: once restored, it will read from `start`.
-    pub(crate) fn position_at(&mut self, start: u64, committed: Option<u64>) {
+    /// Positioned: once restored, it will read from `start`, `gap` records after what was
+    /// committed.
+    pub(crate) fn position_at(&mut self, start: u64, committed: Option<u64>, gap: u64) {
         self.start = start;
+        self.next = start;
         self.committed = committed;
+        self.gap = gap;
+    }
+
+    /// Restoring: takes one record of its changelog.
+    pub(crate) fn restore(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), StageError> {
+        self.has_head |= key == self.head;
+        self.machine.as_stage().restore(key, value)
+    }
+
+    /// Restored: whether its position and its state, which are committed together, are both
+    /// there.
+    pub(crate) fn check_restored(&self, shared: &Shared) -> Result<(), Fatal> {
+        let Self { topic, partition, .. } = self;
+        let (group, changelog) = (&shared.config.kafka.group_id, self.changelog(shared));
+        let changelog = format!("{:?}, partition {}", changelog.topic, changelog.partition);
+        match (self.committed, self.has_head) {
+            (None, false) | (Some(_), true) => Ok(()),
+            (None, true) => Err(Fatal::State(format!(
+                "group {group:?} has no position in topic {topic:?}, partition {partition}, but \
+                 changelog {changelog}, holds its state, so everything would be counted again: the \
+                 group was deleted, reset, or idle beyond offsets.retention.minutes; set its \
+                 offsets back, or delete the state topics to start over"
+            ))),
+            (Some(position), false) => Err(Fatal::State(format!(
+                "group {group:?} has position {position} in topic {topic:?}, partition \
+                 {partition}, but changelog {changelog}, holds no state for it, so what was \
+                 counted before would be missing: was the topic emptied or made again? restore \
+                 it, or start afresh under a new kafka.group_id with new internal topics"
+            ))),
+        }
     }
 
     /// Running: silence counts from here, not from before the restore.
     pub(crate) fn begin(&mut self) {
-        self.heard = Instant::now();
+        self.silence = Silence::new(Instant::now());
+        if self.gap > 0 {
+            let records = self.gap;
+            self.accept_gap(records);
+        }
     }
 
-    /// The group has a position for it: it has run before.
-    pub(crate) const fn has_committed(&self) -> bool {
-        self.committed.is_some()
+    /// Goes on without records that retention removed: counted here, once the state is restored.
+    fn accept_gap(&mut self, records: u64) {
+        let Self { topic, partition, .. } = self;
+        tracing::warn!(topic, partition, records, "going on without what retention removed");
+        metrics::gap_accepted(self.stage, records);
+        match &mut self.machine {
+            Machine::Meter(meter) => meter.accept_gap(records),
+            Machine::Account(account) => account.accept_gap(records),
+            Machine::Group(group) => group.accept_gap(records),
+        }
+        // committed soon: the next start must not meet the same gap
+        self.touched = true;
     }
 
     pub(crate) const fn start(&self) -> u64 {
@@ -204,18 +302,18 @@ impl Task {
 
     /// Reads one batch and processes it. Returns how many records it held and whether more wait.
     pub(crate) fn read(&mut self, batch: &mut Batch) -> Result<(usize, bool), Trouble> {
-        let more = batch.fill(&self.queue, Duration::ZERO);
         let mut records = 0_usize;
         let mut failure = None;
-        let Self { machine, outbox, end, .. } = self;
+        let Self { machine, outbox, queue, next, end, .. } = self;
         let stage = machine.as_stage();
-        batch
-            .drain(|polled| -> Result<(), StageError> {
+        let more = batch
+            .read(queue, Duration::ZERO, |polled| -> Result<(), StageError> {
                 match polled {
                     Polled::Record(record) => {
                         records += 1;
                         *end = None;
                         stage.process(&record, outbox)?;
+                        *next = record.offset + 1;
                     }
                     Polled::End { offset } => *end = Some(offset),
                     Polled::Failed(code) => failure = Some(code),
@@ -223,14 +321,16 @@ impl Task {
                 Ok(())
             })
             .map_err(|error| self.refused(error))?;
+        self.silence.read(Instant::now(), records);
         if records > 0 {
-            self.heard = Instant::now();
             self.touched = true;
             if self.idle {
                 self.idle = false;
                 self.series.idle(false);
             }
         }
+        // the markers after the last record are read as well
+        self.touched |= self.committed.is_some() && self.due_position().is_some();
         match failure {
             None => Ok((records, more)),
             Some(code) => self.failed(code).map(|()| (records, more)),
@@ -253,11 +353,12 @@ impl Task {
     fn failed(&self, code: RDKafkaErrorCode) -> Result<(), Trouble> {
         let Self { topic, partition, .. } = self;
         if code == RDKafkaErrorCode::AutoOffsetReset {
-            return Err(Trouble::Fatal(Fatal::State(format!(
-                "topic {topic:?}, partition {partition}: retention removed records before they \
-                 were read; --accept-gap goes on without them and counts them, a longer retention \
-                 prevents it"
-            ))));
+            // retention may have overtaken us, but librdkafka says the same when a broker comes
+            // back and does not know the epoch of a position: the next restore compares positions
+            // with what is there, and tells which
+            return Err(Trouble::Passing(format!(
+                "topic {topic:?}, partition {partition}: the position is not in the log"
+            )));
         }
         if matches!(
             code,
@@ -283,17 +384,22 @@ impl Task {
         }
     }
 
-    /// METER: its end is reached, it is not paused, and nothing came for `timeout`.
+    /// METER, right after an empty read: nothing came for `timeout`, and the end is reached.
     pub(crate) fn is_silent(&self, timeout: Duration) -> bool {
         matches!(self.machine, Machine::Meter(_))
             && !self.idle
-            && !self.paused
             && self.end.is_some()
-            && self.heard.elapsed() >= timeout
+            && self.silence.length() >= timeout
+    }
+
+    /// A round has gone by without reading it.
+    pub(crate) fn pass_over(&mut self) {
+        self.silence = Silence::new(Instant::now());
     }
 
     /// METER: declares the silent partition idle, if the broker says that its end is where we
-    /// stand: an unreachable broker is silent as well.
+    /// stand: an unreachable broker is silent as well, and so is one whose records have not come
+    /// since the process was stopped.
     pub(crate) fn rest(&mut self, prober: &Consumer) {
         let Machine::Meter(meter) = &mut self.machine else { return };
         let Self { topic, partition, .. } = self;
@@ -305,26 +411,33 @@ impl Task {
                 self.series.idle(true);
                 tracing::info!(topic, partition, "partition is idle");
             }
-            Ok(_) => self.heard = Instant::now(),
+            Ok(_) => self.pass_over(),
             Err(trouble) => {
                 tracing::debug!(topic, partition, ?trouble, "whether it is idle is unknown");
-                self.heard = Instant::now();
+                self.pass_over();
             }
         }
     }
 
-    /// METER: whether it is too far ahead of `slowest`, the M of an ACCOUNT task beside it.
-    pub(crate) fn hold_back(&mut self, slowest: Option<Timestamp>, max_skew: Span) {
+    /// METER: whether it is too far ahead of the ACCOUNT tasks beside it, whose slowest M is
+    /// `slowest`: none without such a task, and none in it before that task's first step.
+    pub(crate) fn hold_back(&mut self, slowest: Option<Option<Timestamp>>, max_skew: Span) {
         let Machine::Meter(meter) = &self.machine else { return };
-        let paused = match (meter.watermark(), slowest) {
-            (Some(watermark), Some(slowest)) => watermark > slowest.plus(max_skew),
-            (None, _) | (_, None) => false,
-        };
+        let paused = meter.watermark().is_some_and(|watermark| {
+            let first = *self.first.get_or_insert(watermark);
+            // a backlog beside a partition that has yet to be heard of would pile up as a whole
+            slowest.is_some_and(|m| watermark > m.unwrap_or(first).plus(max_skew))
+        });
         if paused != self.paused {
-            // silence while paused is ours, not the partition's
-            self.heard = Instant::now();
             self.paused = paused;
             self.series.paused(paused);
+        }
+    }
+
+    /// The directory has been told to its end: what it no longer names is gone.
+    pub(crate) fn directory_complete(&mut self) {
+        if let Machine::Account(account) = &mut self.machine {
+            account.directory_complete();
         }
     }
 
@@ -365,10 +478,20 @@ impl Task {
         machine.as_stage().seal(outbox);
     }
 
+    /// Where a restart would go on reading: the stage's own position, and when that is after the
+    /// last record, beyond what follows it that is no record (the markers of transactions, what
+    /// an aborted one wrote). Retention would take those for records that were never read.
+    fn position(&self) -> u64 {
+        let own = self.machine.position().unwrap_or(self.start);
+        self.end.filter(|&end| own == self.next && end > own).unwrap_or(own)
+    }
+
     /// The position to commit, when it differs from the committed one or outputs need one.
     pub(crate) fn due_position(&self) -> Option<u64> {
-        let position = self.machine.position().unwrap_or(self.start);
-        let news = self.committed.is_some() || !self.outbox.is_empty() || position != self.start;
+        // no position without state beside it
+        let has_state = self.machine.position().is_some() || !self.outbox.is_empty();
+        let position = self.position();
+        let news = self.committed.is_some() || has_state;
         (news && self.committed != Some(position)).then_some(position)
     }
 
@@ -383,7 +506,41 @@ impl Task {
             self.series.watermark(watermark);
         }
         if let Some(end) = self.queue.end(&self.topic, self.partition) {
-            self.series.lag(end.saturating_sub(self.machine.position().unwrap_or(self.start)));
+            self.series.lag(end.saturating_sub(self.position()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(start: Instant, milliseconds: u64) -> Instant {
+        start + Duration::from_millis(milliseconds)
+    }
+
+    #[test]
+    fn silence_is_as_long_as_reads_find_nothing() {
+        let start = Instant::now();
+        let mut silence = Silence::new(start);
+        silence.read(after(start, 900), 0);
+        silence.read(after(start, 1800), 0);
+        assert_eq!(silence.length(), Duration::from_millis(1800));
+        silence.read(after(start, 2000), 1);
+        assert_eq!(silence.length(), Duration::ZERO);
+        silence.read(after(start, 2500), 0);
+        assert_eq!(silence.length(), Duration::from_millis(500));
+    }
+
+    #[test]
+    fn what_was_not_listened_to_is_not_silence() {
+        let start = Instant::now();
+        let mut silence = Silence::new(start);
+        silence.read(after(start, 500), 0);
+        // stopped for a minute: a record of that time may not have come yet
+        silence.read(after(start, 60_500), 0);
+        assert_eq!(silence.length(), Duration::ZERO);
+        silence.read(after(start, 61_000), 0);
+        assert_eq!(silence.length(), Duration::from_millis(500));
     }
 }

@@ -401,7 +401,8 @@ impl Topology {
             if topic.role == Role::DeadLetters && found.max_message_bytes < usage_limit {
                 problems.push(format!(
                     "topic {name:?} takes records of {} bytes, usage has up to {usage_limit}: a \
-                     large refused record could not be kept; set its max.message.bytes to {} or more",
+                     large refused record could not be kept; set its max.message.bytes to {} or \
+                     more",
                     found.max_message_bytes,
                     usage_limit.saturating_add(DEAD_LETTER_HEADROOM),
                 ));

@@ -229,23 +229,12 @@ fn render(config: &Config, alert: &Alert) -> Published {
     }
 }
 
-/// The refused record's own headers, then ours.
 fn dead_letter_headers(task: &Task, letter: &DeadLetter) -> OwnedHeaders {
-    let mut headers = OwnedHeaders::new_with_capacity(letter.headers.len() + 5);
-    for (key, value) in &letter.headers {
-        headers = headers.insert(Header { key, value: value.as_deref() });
-    }
-    let ours = [
-        ("flopwatch.reason", letter.invalid.reason.name().to_owned()),
-        ("flopwatch.detail", letter.invalid.detail.clone()),
-        ("flopwatch.topic", task.topic.clone()),
-        ("flopwatch.partition", task.partition.to_string()),
-        ("flopwatch.offset", letter.offset.to_string()),
-    ];
-    for (key, value) in &ours {
-        headers = headers.insert(Header { key, value: Some(value) });
-    }
-    headers
+    let published = letter.published_headers(&task.topic, task.partition);
+    let headers = OwnedHeaders::new_with_capacity(published.len());
+    published.iter().fold(headers, |headers, (key, value)| {
+        headers.insert(Header { key, value: value.as_deref() })
+    })
 }
 
 fn is_retriable(error: &KafkaError) -> bool {

@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::{Offset, TopicPartitionList};
 
 use super::batch::Batch;
 use super::client;
 use super::context::{Consumer, ConsumerEvents, RebalanceEvent, TopicPartition};
 use super::directory::{Directory, Told};
-use super::restore::{self, Restored, index};
+use super::restore::{self, Restored};
 use super::task::{Shared, Task, Trouble};
 use super::topology;
 use super::transaction::Publisher;
@@ -110,7 +110,7 @@ impl Worker {
     }
 
     /// Works until told to stop; then drains, commits and leaves the group.
-    pub(crate) fn run(mut self) -> Result<(), Fatal> {
+    pub(crate) fn run(&mut self) -> Result<(), Fatal> {
         // no partition is held before the directory is known: no task could step
         if !self.await_directory()? {
             return Ok(());
@@ -194,8 +194,9 @@ impl Worker {
             let name = client::worker_name(&self.inlets.shared.config.kafka, self.number);
             return Err(Trouble::Fatal(if code == RDKafkaErrorCode::FencedInstanceId {
                 Fatal::Fenced(format!(
-                    "another process has joined the group as {name:?}: two processes must not \
-                     share a kafka.instance"
+                    "the group has given the name {name:?} to another member: two processes must \
+                     not share a kafka.instance; if there is no other, an answer of the broker was \
+                     lost on its way and the next start mends it"
                 ))
             } else {
                 Fatal::Broker(format!("the consumer {name:?} cannot go on: {reason}"))
@@ -280,10 +281,7 @@ impl Worker {
         }
         let mut assignment = TopicPartitionList::with_capacity(tasks.len());
         for task in &tasks {
-            let start = i64::try_from(task.start()).expect("Kafka's offsets are i64");
-            assignment
-                .add_partition_offset(&task.topic, index(task.partition), Offset::Offset(start))
-                .map_err(|error| Fatal::Internal(format!("assigning: {error}")))?;
+            restore::add(&mut assignment, &task.topic, task.partition, task.start())?;
         }
         self.consumer
             .assign(&assignment)
@@ -293,6 +291,7 @@ impl Worker {
             task.begin();
             task.set_partitions(self.known_partitions);
             self.inlets.directory.each(self.through, |record| task.directory(record));
+            task.directory_complete();
         }
         self.tasks = tasks;
         self.running = true;
@@ -331,10 +330,6 @@ impl Worker {
             self.known_partitions = partitions;
             self.tasks.iter_mut().for_each(|task| task.set_partitions(partitions));
         }
-        let timeout = self.inlets.shared.config.idle_timeout;
-        for task in self.tasks.iter_mut().filter(|task| task.is_silent(timeout)) {
-            task.rest(&self.prober);
-        }
     }
 
     fn take_told(&mut self) {
@@ -360,16 +355,16 @@ impl Worker {
     /// One batch from each task, a stage only when those after it have none waiting.
     fn read(&mut self) -> Result<usize, Trouble> {
         let accounts = self.tasks.iter().filter(|task| task.stage == Stage::Account);
-        let slowest = accounts.filter_map(Task::watermark).min();
+        let slowest = accounts.map(Task::watermark).min();
         let max_skew = self.inlets.shared.config.max_skew;
+        let timeout = self.inlets.shared.config.idle_timeout;
         let mut records = 0;
         let mut waiting = None;
         for task in &mut self.tasks {
-            if waiting.is_some_and(|stage| stage != task.stage) {
-                break;
-            }
             task.hold_back(slowest, max_skew);
-            if task.is_paused() {
+            if task.is_paused() || waiting.is_some_and(|stage| stage != task.stage) {
+                // whatever waits there is not silence
+                task.pass_over();
                 continue;
             }
             let (read, more) = task.read(&mut self.batch)?;
@@ -377,6 +372,9 @@ impl Worker {
             if more {
                 waiting = Some(task.stage);
                 self.catching_up = true;
+            }
+            if task.is_silent(timeout) {
+                task.rest(&self.prober);
             }
         }
         Ok(records)
@@ -410,14 +408,7 @@ impl Worker {
             task.seal();
             outputs += task.outbox.outputs.len();
             if let Some(position) = task.due_position() {
-                let offset = i64::try_from(position).expect("Kafka's offsets are i64");
-                positions
-                    .add_partition_offset(
-                        &task.topic,
-                        index(task.partition),
-                        Offset::Offset(offset),
-                    )
-                    .map_err(|error| Fatal::Internal(format!("listing positions: {error}")))?;
+                restore::add(&mut positions, &task.topic, task.partition, position)?;
             }
         }
         if outputs > 0 || positions.count() > 0 {

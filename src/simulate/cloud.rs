@@ -524,7 +524,8 @@ mod tests {
             events += 1;
         }
         assert_eq!(events, 20_000 * 48);
-        // 20,000 over 1 + 1/2 + ... + 1/50 = 4.499: 4,445 nodes for the first, a tenth for the tenth
+        // 20,000 over 1 + 1/2 + ... + 1/50 = 4.499: 4,445 nodes for the first, a tenth of them for
+        // the tenth
         let nodes = |rank: usize| cloud.used()[rank - 1].events / 48;
         assert!((4200..4700).contains(&nodes(1)), "{}", nodes(1));
         assert!((380..510).contains(&nodes(10)), "{}", nodes(10));

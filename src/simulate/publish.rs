@@ -7,7 +7,10 @@ use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
+use crate::detector::time::Timestamp;
 use crate::error::Fatal;
+
+type Outgoing<'a> = BaseRecord<'a, [u8], [u8]>;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -73,13 +76,25 @@ impl Publisher {
         key: Option<&[u8]>,
         value: &[u8],
     ) -> Result<(), Fatal> {
-        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).payload(value);
-        if let Some(key) = key {
-            record = record.key(key);
-        }
-        if let Some(partition) = partition {
-            record = record.partition(i32::try_from(partition).expect("a partition's number"));
-        }
+        self.enqueue(record(topic, partition, key, value), topic)
+    }
+
+    /// `send` with the record's own timestamp: for a log that ages in simulated time.
+    pub fn send_at(
+        &self,
+        topic: &str,
+        partition: u32,
+        key: &[u8],
+        value: &[u8],
+        written: Timestamp,
+    ) -> Result<(), Fatal> {
+        let milliseconds =
+            i64::try_from(written.0 / 1_000_000).expect("2^64 nanoseconds in milliseconds");
+        let record = record(topic, Some(partition), Some(key), value).timestamp(milliseconds);
+        self.enqueue(record, topic)
+    }
+
+    fn enqueue(&self, mut record: Outgoing<'_>, topic: &str) -> Result<(), Fatal> {
         loop {
             match self.producer.send(record) {
                 Ok(()) => break,
@@ -97,7 +112,7 @@ impl Publisher {
     }
 
     /// Waits until the broker has everything.
-    pub fn finish(self, topic: &str) -> Result<(), Fatal> {
+    pub fn finish(&self, topic: &str) -> Result<(), Fatal> {
         let sent = self.producer.flush(Duration::from_secs(120));
         sent.map_err(|error| Fatal::Broker(format!("{topic}: not all was written: {error}")))?;
         self.fatal(topic)
@@ -111,4 +126,20 @@ impl Publisher {
             }
         }
     }
+}
+
+fn record<'a>(
+    topic: &'a str,
+    partition: Option<u32>,
+    key: Option<&'a [u8]>,
+    value: &'a [u8],
+) -> Outgoing<'a> {
+    let mut record = Outgoing::to(topic).payload(value);
+    if let Some(key) = key {
+        record = record.key(key);
+    }
+    if let Some(partition) = partition {
+        record = record.partition(i32::try_from(partition).expect("a partition's number"));
+    }
+    record
 }

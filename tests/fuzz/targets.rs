@@ -377,7 +377,7 @@ fn group_state(data: &[u8]) {
         return;
     }
     let next = stage.watermark().unwrap_or(START).plus(Span::hours(2));
-    let value = pack_watermark(0, 1, next);
+    let value = pack_watermark(0, 1, next, 0);
     let mut outbox = Outbox::default();
     if stage.process(&internal(1 << 40, &value), &mut outbox).is_err() {
         return;

@@ -138,8 +138,10 @@ impl<'a> Cluster<'a> {
     /// ACCOUNT to its end, then GROUP over all that ACCOUNT sent.
     fn close(&mut self, process: &mut Process, last: Timestamp) {
         for task in &mut process.tasks {
-            if let Machine::Account(account) = &mut task.machine {
-                account.finish(last, &mut task.outbox);
+            match &mut task.machine {
+                Machine::Account(account) => account.finish(last, &mut task.outbox),
+                Machine::Group(group) => group.end_at(last),
+                Machine::Meter(_) => {}
             }
         }
         self.drain(process);
@@ -311,7 +313,8 @@ impl<'a> Cluster<'a> {
             // a METER key of more than the partition holds identities
             let identities = input.0 == Topic::Usage && entry.key.len() > 4;
             let drop = identities && self.planted == Some(Fault::DropIdentitiesOnRestore);
-            if !drop && !(forget && input.0 == Topic::AccountUsage) {
+            let forgotten = forget && input.0 == Topic::AccountUsage;
+            if !(drop || forgotten) {
                 let value = entry.value.as_deref();
                 machine.stage().restore(&entry.key, value).expect("own state");
             }
@@ -320,6 +323,7 @@ impl<'a> Cluster<'a> {
             for record in &self.world.directory {
                 account.directory(record);
             }
+            account.directory_complete();
         }
         Task { machine, input, next, outbox: Outbox::default() }
     }
@@ -355,10 +359,9 @@ impl<'a> Cluster<'a> {
             for output in std::mem::take(&mut task.outbox.outputs) {
                 let (at, key, value) = match output {
                     Output::Forward { partition, value } => {
-                        let downstream = match topic {
-                            Topic::Usage => Topic::AccountUsage,
-                            _ => Topic::GroupUsage,
-                        };
+                        let first = topic == Topic::Usage;
+                        let downstream =
+                            if first { Topic::AccountUsage } else { Topic::GroupUsage };
                         ((downstream, partition), Vec::new(), Some(value))
                     }
                     Output::Change { key, value } => ((state_of(topic), partition), key, value),

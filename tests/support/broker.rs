@@ -1,8 +1,11 @@
 //! A real Kafka for the tests of one binary: started once on free loopback ports, ended with it.
 
+#![allow(dead_code, reason = "each binary that tests with it uses a part")]
+
+use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -23,6 +26,13 @@ const CALL: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Broker {
     pub(crate) address: String,
+    /// A second listener, for clients that come through a proxy: where the broker listens, and
+    /// where it tells them to go.
+    pub(crate) proxied: (u16, u16),
+    controller: u16,
+    /// Where its data lies, when it shall outlive the broker.
+    data: Option<PathBuf>,
+    extra: Extra,
     /// Holds the pipe whose end ends the broker.
     script: Child,
 }
@@ -50,40 +60,68 @@ impl Broker {
     /// The broker that all tests of this binary share.
     pub(crate) fn shared() -> &'static Self {
         static BROKER: OnceLock<Broker> = OnceLock::new();
-        BROKER.get_or_init(|| Self::start(|_, _| Extra::default()))
+        BROKER.get_or_init(|| Self::start(None))
+    }
+
+    /// Starts one; with `data`, a directory, it can be restarted.
+    pub(crate) fn start(data: Option<&Path>) -> Self {
+        Self::start_with(data, |_, _| Extra::default())
     }
 
     /// Starts one with more settings, which may depend on its plain and its controller's port.
-    pub(crate) fn start(extra: impl FnOnce(u16, u16) -> Extra) -> Self {
+    pub(crate) fn start_with(data: Option<&Path>, extra: impl FnOnce(u16, u16) -> Extra) -> Self {
         let (port, controller) = (free_port(), free_port());
-        let extra = extra(port, controller);
-        let mut properties = tempfile::NamedTempFile::new().expect("a file of settings");
-        properties.write_all(extra.properties.as_bytes()).expect("settings can be written");
-        let log = tempfile::tempfile().expect("a log file");
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let script = Command::new(root.join("tests/support/kafka/start.sh"))
-            .env("PORT", port.to_string())
-            .env("CONTROLLER_PORT", controller.to_string())
-            .env("UNTIL_EOF", "1")
-            .env("PROPERTIES", properties.path())
-            .env("FORMAT", extra.format)
-            .env_remove("DATA")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(log.try_clone().expect("a second handle"))
-            .spawn()
-            .expect("start.sh runs");
-        let mut broker = Self { address: format!("127.0.0.1:{port}"), script };
+        let proxied = (free_port(), free_port());
+        let (extra, data) = (extra(port, controller), data.map(Path::to_path_buf));
+        let (script, log) = launch(port, controller, proxied, data.as_deref(), &extra);
+        let address = format!("127.0.0.1:{port}");
+        let mut broker = Self { address, proxied, controller, data, extra, script };
+        broker.await_start(log);
+        broker
+    }
+
+    /// Ends it and starts it again over the same data, cleanly or as a power cut would.
+    pub(crate) fn restart(&mut self, killed: bool) {
+        self.stop(killed);
+        let port = self.address.rsplit(':').next().and_then(|port| port.parse().ok());
+        let port = port.expect("an address ends in its port");
+        let data = self.data.as_deref();
+        let (script, log) = launch(port, self.controller, self.proxied, data, &self.extra);
+        self.script = script;
+        self.await_start(log);
+    }
+
+    fn stop(&mut self, killed: bool) {
+        if killed {
+            // it may have halted by itself
+            drop(Command::new("kill").args(["-s", "KILL", &self.pid()]).status());
+        }
+        drop(self.script.stdin.take());
+        self.script.wait().expect("the script ends with its input");
+    }
+
+    fn pid(&self) -> String {
+        let data = self.data.as_ref().expect("only a broker with its own data comes back");
+        let pid = std::fs::read_to_string(data.join("pid")).expect("the broker's number");
+        pid.trim().to_owned()
+    }
+
+    /// Whether its process is there, dead ones that nobody has waited for aside.
+    pub(crate) fn is_running(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        status.is_ok_and(|status| !status.contains("State:\tZ"))
+    }
+
+    fn await_start(&mut self, log: File) {
         let deadline = Instant::now() + START;
-        while let Err(error) = broker.answer() {
-            let ended = broker.script.try_wait().expect("a child can be asked");
+        while let Err(error) = self.answer() {
+            let ended = self.script.try_wait().expect("a child can be asked");
             assert!(
                 ended.is_none() && Instant::now() < deadline,
                 "no broker: {error}, {ended:?}\n{}",
                 text(log)
             );
         }
-        broker
     }
 
     fn answer(&self) -> Result<(), KafkaError> {
@@ -178,6 +216,12 @@ impl Broker {
         self.await_partitions(topic, i32::try_from(count).expect("few partitions"));
     }
 
+    pub(crate) fn partitions(&self, topic: &str) -> u32 {
+        let client: BaseConsumer = self.client().create().expect("a client");
+        let metadata = client.fetch_metadata(Some(topic), CALL).expect("metadata");
+        u32::try_from(metadata.topics()[0].partitions().len()).expect("few partitions")
+    }
+
     /// The group's committed position in each partition.
     pub(crate) fn positions(
         &self,
@@ -190,9 +234,33 @@ impl Broker {
         let mut list = TopicPartitionList::new();
         let last = i32::try_from(partitions).expect("few partitions") - 1;
         list.add_partition_range(topic, 0, last);
-        let found = consumer.committed_offsets(list, CALL).expect("committed positions");
+        // a broker that has just started has yet to make its coordinators
+        let deadline = Instant::now() + CALL;
+        let found = loop {
+            match consumer.committed_offsets(list.clone(), CALL) {
+                Ok(found) => break found,
+                Err(error) => assert!(Instant::now() < deadline, "committed positions: {error}"),
+            }
+        };
         let offset = |offset| if let Offset::Offset(offset) = offset { Some(offset) } else { None };
         found.elements().iter().map(|element| offset(element.offset())).collect()
+    }
+
+    /// The group's committed positions in a topic as they are given out: with those that an open
+    /// transaction may still move, and only when none does.
+    pub(crate) fn stability(&self, group: &str, topic: &str) -> [String; 2] {
+        ["read_uncommitted", "read_committed"].map(|isolation| {
+            let mut client = self.client();
+            client.set("group.id", group).set("isolation.level", isolation);
+            let consumer: BaseConsumer = client.create().expect("a consumer");
+            let mut list = TopicPartitionList::new();
+            let last = i32::try_from(self.partitions(topic)).expect("few partitions") - 1;
+            list.add_partition_range(topic, 0, last);
+            match consumer.committed_offsets(list, Duration::from_secs(5)) {
+                Ok(found) => format!("{isolation}: {:?}", found.to_topic_map().values()),
+                Err(error) => format!("{isolation}: {error}"),
+            }
+        })
     }
 
     /// How many members the group has.
@@ -222,10 +290,14 @@ impl Broker {
         }
         consumer.assign(&assignment).expect("an assignment");
         let (mut kept, mut ended) = (Vec::new(), 0);
-        let deadline = Instant::now() + CALL;
+        let mut deadline = Instant::now() + CALL;
         while ended < partitions {
             assert!(Instant::now() < deadline, "topic {topic} does not end");
-            match consumer.poll(Duration::from_millis(100)) {
+            let polled = consumer.poll(Duration::from_millis(100));
+            if polled.is_some() {
+                deadline = Instant::now() + CALL;
+            }
+            match polled {
                 None => {}
                 Some(Ok(record)) => kept.push(Kept {
                     partition: record.partition(),
@@ -255,6 +327,39 @@ impl Drop for Broker {
     }
 }
 
+/// Runs the script that runs the broker; what it says goes to the file.
+fn launch(
+    port: u16,
+    controller: u16,
+    proxied: (u16, u16),
+    data: Option<&Path>,
+    extra: &Extra,
+) -> (Child, File) {
+    let mut properties = tempfile::NamedTempFile::new().expect("a file of settings");
+    properties.write_all(extra.properties.as_bytes()).expect("settings can be written");
+    // kept until the machine forgets it: the script reads it when it pleases
+    let (_, properties) = properties.keep().expect("the file can stay");
+    let log = tempfile::tempfile().expect("a log file");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(root.join("tests/support/kafka/start.sh"));
+    command
+        .env("PORT", port.to_string())
+        .env("CONTROLLER_PORT", controller.to_string())
+        .env("PROXIED_PORT", proxied.0.to_string())
+        .env("ADVERTISED_PORT", proxied.1.to_string())
+        .env("UNTIL_EOF", "1")
+        .env("PROPERTIES", properties)
+        .env("FORMAT", &extra.format)
+        .env_remove("DATA")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(log.try_clone().expect("a second handle"));
+    if let Some(data) = data {
+        command.env("DATA", data);
+    }
+    (command.spawn().expect("start.sh runs"), log)
+}
+
 /// Waits for a future of an administrative client, which its own thread completes.
 pub(crate) fn wait_for<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
@@ -265,7 +370,7 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().expect("its number").port()
 }
 
-fn text(mut log: std::fs::File) -> String {
+fn text(mut log: File) -> String {
     let mut text = String::new();
     log.seek(SeekFrom::Start(0)).expect("the log can be read");
     log.read_to_string(&mut text).expect("the log is text");

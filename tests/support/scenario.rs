@@ -52,15 +52,17 @@ pub(crate) fn scenario(seed: u64) -> Scenario {
     let mut dice = Dice::new(seed);
     let settings = settings(&mut dice);
     let span = dice.pick(&[3 * HOUR, 12 * HOUR, DAY, 2 * DAY, 4 * DAY, 12 * DAY]);
-    let mut world = World { dice, settings, span, next_id: 0 };
+    let mut world = World { dice, settings, span, next_id: 0, long_run: None };
     let partitions = world.partitions();
     let directory = world.directory();
-    let World { mut dice, settings, .. } = world;
+    let World { mut dice, settings, long_run, .. } = world;
     let mut scenario = Scenario { settings, policies: Vec::new(), directory, partitions };
-    for place in 0..=dice.below(5) {
-        let policy = policy(&mut dice, &scenario, place);
-        scenario.policies.push(policy);
-    }
+    let metered = meter(&scenario.settings, &scenario.partitions, Fault::None);
+    let history = History { scenario: &scenario, metered: &metered, fault: Fault::None };
+    let policies = (0..=dice.below(5))
+        .map(|place| policy(&mut dice, &history, place, long_run.is_some()))
+        .collect();
+    scenario.policies = policies;
     scenario
 }
 
@@ -124,6 +126,8 @@ struct World {
     settings: Settings,
     span: Nanos,
     next_id: usize,
+    /// The account of a run that outlives the finest tier, and an instant towards its end.
+    long_run: Option<(String, Nanos)>,
 }
 
 impl World {
@@ -144,6 +148,10 @@ impl World {
         for _ in 0..self.dice.below(3) {
             let steady = self.steady(count);
             emissions.extend(steady);
+        }
+        if self.dice.chance(20) {
+            let long = self.long_run(count);
+            emissions.extend(long);
         }
         // Sorted by the moment of writing: what was delayed stands behind younger records.
         emissions.sort_by_key(|emission| emission.written);
@@ -338,6 +346,37 @@ impl World {
         emissions
     }
 
+    /// A run that outlives the finest tier, with sums that come when their slices have left it.
+    fn long_run(&mut self, partitions: usize) -> Vec<Emission> {
+        let Tier { slice, keep } = self.settings.tiers[0];
+        let mut pattern = self.event();
+        pattern.account = format!("a{}", self.dice.below(2));
+        pattern.accelerator = "nvidia-h100-sxm".to_owned();
+        let partition = self.dice.below(partitions);
+        let count = keep / slice + 12;
+        let mut emissions = Vec::new();
+        for place in 0..count {
+            let mut event = pattern.clone();
+            event.end = START + (place + 1) * slice;
+            event.start = event.end - slice;
+            event.id = format!("l{place}");
+            event.quantity = self.settings.min_accelerators;
+            if self.dice.chance(15) {
+                event.quantity = self.dice.pick(&[0.5, 8.0, 100.0]);
+            }
+            // Late by as much as the tier keeps, where another tier still wants it.
+            event.time = event.end;
+            if place < 10 && self.dice.chance(30) {
+                event.time += keep + slice;
+            }
+            let written = event.time;
+            emissions.push(Emission { partition, written, line: Line::Event(Box::new(event)) });
+        }
+        self.span = self.span.max(count * slice);
+        self.long_run = Some((pattern.account, START + (count - 6) * slice));
+        emissions
+    }
+
     fn directory(&mut self) -> Vec<DirectoryLine> {
         let mut lines = Vec::new();
         for account in 0..5 {
@@ -347,6 +386,13 @@ impl World {
             let entries = self.dice.pick(&[1, 1, 1, 2, 2, 3]);
             for place in 0..entries {
                 let line = self.directory_line(format!("a{account}"), place > 0);
+                lines.push(line);
+            }
+        }
+        if let Some((account, instant)) = self.long_run.clone() {
+            for updated in [START - DAY, instant] {
+                let mut line = self.directory_line(account.clone(), updated > START);
+                line.updated = updated;
                 lines.push(line);
             }
         }
@@ -368,16 +414,12 @@ impl World {
     }
 }
 
-fn policy(dice: &mut Dice, scenario: &Scenario, place: usize) -> Policy {
-    let settings = &scenario.settings;
-    let scope = dice.pick(&[
-        Scope::Account,
-        Scope::Account,
-        Scope::Site,
-        Scope::Owner,
-        Scope::Owner,
-        Scope::Country,
-    ]);
+fn policy(dice: &mut Dice, history: &History<'_>, place: usize, long_run: bool) -> Policy {
+    let settings = &history.scenario.settings;
+    let about_runs = long_run && dice.chance(50);
+    let any_scope =
+        [Scope::Account, Scope::Account, Scope::Site, Scope::Owner, Scope::Owner, Scope::Country];
+    let scope = dice.pick(if about_runs { &[Scope::Account, Scope::Owner] } else { &any_scope });
     let wanted = [
         OriginMatch::Any,
         OriginMatch::Any,
@@ -396,7 +438,8 @@ fn policy(dice: &mut Dice, scenario: &Scenario, place: usize) -> Policy {
             settings.tiers.iter().any(|tier| tier.keep >= *length && length % tier.slice == 0)
         })
         .collect();
-    let metrics: Vec<Metric> = (0..=dice.below(3)).map(|_| metric(dice, settings, scope)).collect();
+    let metrics: Vec<Metric> =
+        (0..=dice.below(3)).map(|_| metric(dice, settings, scope, about_runs)).collect();
     let own = dice.maybe(70, &windows);
     let mut conditions = Vec::new();
     for metric in metrics {
@@ -422,11 +465,11 @@ fn policy(dice: &mut Dice, scenario: &Scenario, place: usize) -> Policy {
         1 | 2 => Mode::Shadow,
         _ => Mode::Live,
     };
-    draw_thresholds(dice, scenario, &mut policy);
+    draw_thresholds(dice, history, &mut policy);
     policy
 }
 
-fn metric(dice: &mut Dice, settings: &Settings, scope: Scope) -> Metric {
+fn metric(dice: &mut Dice, settings: &Settings, scope: Scope, about_runs: bool) -> Metric {
     let share = dice.pick(&[settings.min_accelerators, 8.0, 64.0, 0.5]);
     let windowed = [
         Metric::Accelerators,
@@ -447,13 +490,15 @@ fn metric(dice: &mut Dice, settings: &Settings, scope: Scope) -> Metric {
         Metric::RunHours,
         Metric::ProjectedRunFlop(dice.pick(&[30 * DAY, 7 * HOUR])),
     ];
-    if scope.keeps_runs() && dice.chance(40) { dice.pick(&run) } else { dice.pick(&windowed) }
+    if about_runs || (scope.keeps_runs() && dice.chance(40)) {
+        dice.pick(&run)
+    } else {
+        dice.pick(&windowed)
+    }
 }
 
 /// Thresholds at, above and below what one key shows at one judgement.
-fn draw_thresholds(dice: &mut Dice, scenario: &Scenario, policy: &mut Policy) {
-    let metered = meter(&scenario.settings, &scenario.partitions, Fault::None);
-    let history = History { scenario, metered: &metered, fault: Fault::None };
+fn draw_thresholds(dice: &mut Dice, history: &History<'_>, policy: &mut Policy) {
     let ends = history.ends();
     if ends.is_empty() {
         return;

@@ -1,5 +1,7 @@
 //! A simulated cloud on Kafka and in files, and what `replay` makes of it.
 
+#![allow(dead_code, reason = "each binary that tests with it uses a part")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +13,9 @@ use flopwatch::detector::alert::Alert;
 use flopwatch::detector::cloudevent;
 use flopwatch::detector::decode::decode_account;
 use flopwatch::detector::group::Group;
+use flopwatch::detector::internal::unpack_usage;
 use flopwatch::detector::measure::Measure;
+use flopwatch::detector::names::Names;
 use flopwatch::detector::outbox::DeadLetter;
 use flopwatch::detector::time::{Span, Timestamp};
 use flopwatch::error::Fatal;
@@ -30,7 +34,7 @@ use crate::broker::{Broker, Kept};
 const CLOSING: &str = "closing";
 
 /// 2026-01-05T00:00:00Z.
-const START: Timestamp = Timestamp(1_767_571_200_000_000_000);
+pub(crate) const START: Timestamp = Timestamp(1_767_571_200_000_000_000);
 
 /// Low thresholds at every scope: many alerts of every kind in a few days.
 const POLICIES: &str = r#"
@@ -116,7 +120,7 @@ listen = "127.0.0.1:0"
 }
 
 /// A usage record: key and value.
-type Usage = (Option<Vec<u8>>, Vec<u8>);
+pub(crate) type Usage = (Option<Vec<u8>>, Vec<u8>);
 
 /// Usage by partition, and the directory.
 pub(crate) struct World {
@@ -130,19 +134,44 @@ pub(crate) struct World {
 pub(crate) struct Outcome {
     pub(crate) alerts: BTreeMap<(String, Vec<u8>), Vec<String>>,
     pub(crate) ledger: BTreeMap<(&'static str, String, Timestamp), Measure>,
-    pub(crate) dead_letters: usize,
+    pub(crate) dead_letters: Vec<Letter>,
+    /// What METER has sent on, by account and slice: what was counted, closing records included.
+    pub(crate) sums: BTreeMap<(String, Timestamp), Measure>,
+}
+
+/// A refused record: where it stood and why.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Clone)]
+pub(crate) struct Letter {
+    pub(crate) partition: usize,
+    pub(crate) offset: u64,
+    pub(crate) reason: String,
+}
+
+impl Letter {
+    fn found(record: &Kept) -> Self {
+        let header = |name: &str| {
+            let mut found = record.headers.iter().filter(|(key, _)| key == name);
+            let (_, value) = found.next().expect("dead letters say where they come from");
+            String::from_utf8(value.clone().unwrap_or_default()).expect("text")
+        };
+        Self {
+            partition: header("flopwatch.partition").parse().expect("a number"),
+            offset: header("flopwatch.offset").parse().expect("a number"),
+            reason: header("flopwatch.reason"),
+        }
+    }
 }
 
 impl Outcome {
     /// How much there is, for a message that a person can read.
     pub(crate) fn size(&self) -> (usize, usize, usize) {
-        (self.alerts.values().map(Vec::len).sum(), self.ledger.len(), self.dead_letters)
+        (self.alerts.values().map(Vec::len).sum(), self.ledger.len(), self.dead_letters.len())
     }
 }
 
 impl World {
     pub(crate) fn new(seed: u64, key: KeyBy, partitions: u32) -> Self {
-        let plan = Plan {
+        Self::of(Plan {
             seed,
             start: START,
             span: Span::hours(60),
@@ -155,7 +184,13 @@ impl World {
             constant: false,
             duplicates_per_million: 20_000,
             disorder: Span::seconds(100),
-        };
+        })
+    }
+
+    /// The closing records stand 36 h after the plan's end.
+    pub(crate) fn of(plan: Plan) -> Self {
+        let (key, partitions) = (plan.key, plan.partitions);
+        let plan_end = plan.start.plus(plan.span);
         let mut cloud = Cloud::new(plan).expect("the plan makes sense");
         let mut bytes = Vec::new();
         let mut accounts = Vec::new();
@@ -163,8 +198,8 @@ impl World {
             encode_account(&tenant.entry, Format::Delimited, &mut bytes);
             accounts.push((tenant.entry.account_id.clone().into_bytes(), bytes.clone()));
         }
-        let mut world =
-            Self { partitions: Vec::new(), accounts, closing: START.plus(Span::hours(96)) };
+        let closing = plan_end.plus(Span::hours(36));
+        let mut world = Self { partitions: Vec::new(), accounts, closing };
         world.partitions.resize_with(partitions as usize, Vec::new);
         while let Some(sent) = cloud.next() {
             encode_event(&sent.event, Format::Delimited, &mut bytes);
@@ -175,23 +210,39 @@ impl World {
             };
             world.partitions[sent.partition as usize].push((key, bytes.clone()));
         }
-        for (number, partition) in world.partitions.iter_mut().enumerate() {
-            partition.push((None, b"{\"account_id\": 7}".to_vec()));
-            let (from, until) = (world.closing.minus(Span::seconds(1)).0, world.closing.0);
-            let closing = format!(
-                r#"{{"id":"{CLOSING}-{number}","source":"test","account_id":"{CLOSING}",
-                "accelerator":"nvidia-h100-sxm","quantity":1,"start_time_unix_nano":"{from}",
-                "end_time_unix_nano":"{until}"}}"#
-            );
-            partition.push((None, closing.into_bytes()));
-        }
+        world.close();
         world
+    }
+
+    /// Usage as given, of accounts that nobody knows.
+    pub(crate) fn listed(partitions: Vec<Vec<Usage>>, closing: Timestamp) -> Self {
+        let mut world = Self { partitions, accounts: Vec::new(), closing };
+        world.close();
+        world
+    }
+
+    fn close(&mut self) {
+        for (number, partition) in self.partitions.iter_mut().enumerate() {
+            partition.push((None, b"{\"account_id\": 7}".to_vec()));
+            let id = format!("{CLOSING}-{number}");
+            let from = self.closing.minus(Span::seconds(1));
+            partition.push((None, event(&id, CLOSING, from, self.closing)));
+        }
     }
 
     /// Makes the topics and puts the directory there.
     pub(crate) fn prepare(&self, config: &Config) {
         let partitions = u32::try_from(self.partitions.len()).expect("few partitions");
+        self.prepare_with(config, partitions);
+    }
+
+    /// As [`Self::prepare`], with fewer partitions than there will be.
+    pub(crate) fn prepare_with(&self, config: &Config, partitions: u32) {
         topology::create(config, Some(partitions)).expect("topics can be made");
+        self.send_accounts(config);
+    }
+
+    pub(crate) fn send_accounts(&self, config: &Config) {
         let publisher = publisher(config);
         for (key, value) in &self.accounts {
             let topic = &config.topics.accounts;
@@ -213,6 +264,17 @@ impl World {
         publisher.finish(topic).expect("usage is written");
     }
 
+    /// Takes what stands in the topic in place of what was sent.
+    pub(crate) fn read_back(&mut self, broker: &Broker, topic: &str) {
+        self.partitions.iter_mut().for_each(Vec::clear);
+        for record in broker.read(topic, "read_committed") {
+            let partition = usize::try_from(record.partition).expect("partitions from 0");
+            let next = i64::try_from(self.partitions[partition].len()).ok();
+            assert_eq!(next, Some(record.offset), "a topic without holes");
+            self.partitions[partition].push((record.key, record.value.unwrap_or_default()));
+        }
+    }
+
     /// What `replay` makes of it, up to the last slice that `run` can judge.
     pub(crate) fn replayed(&self, config: &Config) -> Outcome {
         let accounts: Vec<_> = self
@@ -229,6 +291,7 @@ impl World {
             replay(&config.rules, &config.policies, &accounts, sources.collect(), &mut sink)
                 .expect("a replay");
         let mut outcome = sink.outcome;
+        outcome.dead_letters.sort();
         for row in replayed.ledger {
             let measure = Measure {
                 accelerator_ms: row.sum.accelerator_ms,
@@ -236,6 +299,9 @@ impl World {
                 flop_allocated: row.sum.flop_allocated_gflop,
                 flop_theoretical: row.sum.flop_theoretical_gflop,
             };
+            if row.scope == "account" {
+                outcome.sums.insert((row.key.clone(), row.end), measure);
+            }
             outcome.slice(row.scope, &row.key, row.end, measure, self.closing);
         }
         outcome
@@ -244,7 +310,10 @@ impl World {
     /// What stands on Kafka for a `read_committed` reader: alerts, dead letters, and the slices
     /// that the changelogs restore to.
     pub(crate) fn found(&self, config: &Config) -> Outcome {
-        let broker = Broker::shared();
+        self.found_on(Broker::shared(), config)
+    }
+
+    pub(crate) fn found_on(&self, broker: &Broker, config: &Config) -> Outcome {
         let mut outcome = Outcome::default();
         for topic in [&config.topics.alerts, &config.topics.shadow_alerts] {
             for record in broker.read(topic, "read_committed") {
@@ -253,8 +322,11 @@ impl World {
                 outcome.alerts.entry((topic.clone(), key)).or_default().push(value);
             }
         }
-        outcome.dead_letters = broker.read(&config.topics.dead_letters, "read_committed").len();
-        let tasks = u32::try_from(self.partitions.len()).expect("few partitions");
+        let letters = broker.read(&config.topics.dead_letters, "read_committed");
+        outcome.dead_letters = letters.iter().map(Letter::found).collect();
+        outcome.dead_letters.sort();
+        outcome.sums = sums(&broker.read(&config.topics.account_usage, "read_committed"));
+        let tasks = broker.partitions(&config.topics.account_usage);
         let accounts = broker.read(&topology::changelog(config, Stage::Account), "read_committed");
         let groups = broker.read(&topology::changelog(config, Stage::Group), "read_committed");
         for task in 0..tasks {
@@ -316,7 +388,33 @@ fn restore<E: std::fmt::Debug>(
     }
 }
 
-fn publisher(config: &Config) -> Publisher {
+/// One accelerator for an interval, metered at its end.
+pub(crate) fn event(id: &str, account: &str, from: Timestamp, until: Timestamp) -> Vec<u8> {
+    let (from, until) = (from.0, until.0);
+    let event = format!(
+        r#"{{"id":"{id}","source":"test","account_id":"{account}",
+        "accelerator":"nvidia-h100-sxm","quantity":1,"start_time_unix_nano":"{from}",
+        "end_time_unix_nano":"{until}"}}"#
+    );
+    event.into_bytes()
+}
+
+/// Every record of account-usage added up.
+fn sums(records: &[Kept]) -> BTreeMap<(String, Timestamp), Measure> {
+    let mut names = Names::default();
+    let mut sums: BTreeMap<_, Measure> = BTreeMap::new();
+    for record in records {
+        let value = record.value.as_deref().expect("sums have values");
+        for sum in unpack_usage(value, &mut names).expect("a sound record").1 {
+            let key = (names.text(sum.account).to_owned(), sum.slice_end);
+            *sums.entry(key).or_default() += sum.measure;
+        }
+    }
+    sums.retain(|_, sum| !sum.is_zero());
+    sums
+}
+
+pub(crate) fn publisher(config: &Config) -> Publisher {
     Publisher::new(&config.kafka.bootstrap_servers, &config.kafka.client).expect("a producer")
 }
 
@@ -353,8 +451,11 @@ impl Sink for Collected<'_> {
         Ok(())
     }
 
-    fn dead_letter(&mut self, _source: usize, _letter: &DeadLetter) -> Result<(), Fatal> {
-        self.outcome.dead_letters += 1;
+    fn dead_letter(&mut self, source: usize, letter: &DeadLetter) -> Result<(), Fatal> {
+        let reason = letter.invalid.reason.name().to_owned();
+        // records of a file are numbered from 1
+        let offset = letter.offset - 1;
+        self.outcome.dead_letters.push(Letter { partition: source, offset, reason });
         Ok(())
     }
 }

@@ -113,6 +113,19 @@ pub fn decode<'a>(rules: &InputRules, record: &Record<'a>) -> Result<UsageEvent<
     decode_as(rules, record).map(|(event, _)| event)
 }
 
+/// Decodes a line of a text file, which is a JSON object of some kind and never protobuf.
+pub fn decode_line<'a>(rules: &InputRules, record: &Record<'a>) -> Result<UsageEvent<'a>, Invalid> {
+    if !is_object_line(record.value.unwrap_or_default()) {
+        return Err(Invalid::undecodable("the line is no JSON object"));
+    }
+    decode(rules, record)
+}
+
+/// Whether a line of text can be a JSON object.
+pub fn is_object_line(line: &[u8]) -> bool {
+    line.trim_ascii_start().starts_with(b"{")
+}
+
 /// Decodes a record and tells which format it had.
 pub fn decode_as<'a>(
     rules: &InputRules,
@@ -410,6 +423,24 @@ mod tests {
             assert_eq!(Format::parse(format.name()), Some(format));
         }
         assert_eq!(Format::parse("avro"), None);
+    }
+
+    #[test]
+    fn a_line_that_is_no_object_is_not_taken_for_protobuf() {
+        let message = proto::UsageEvent {
+            id: "1".to_owned(),
+            source: "meter".to_owned(),
+            account_id: "acme".to_owned(),
+            ..proto::UsageEvent::default()
+        };
+        let protobuf = message.encode_to_vec();
+        for line in [&b"[{}]"[..], b"null", b"  7", b"id,source", &protobuf] {
+            let value = Some(line);
+            let record = Record { offset: 1, timestamp: None, key: None, value, headers: &[] };
+            let refused = decode_line(&rules(Format::Auto), &record).expect_err("no object");
+            assert_eq!(refused, Invalid::undecodable("the line is no JSON object"));
+        }
+        assert!(read(&rules(Format::Auto), &protobuf).is_ok(), "a record may be protobuf");
     }
 
     #[test]

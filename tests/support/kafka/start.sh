@@ -6,7 +6,9 @@
 # PROPERTIES=file adds to the broker's settings, FORMAT='...' to the arguments that format its storage
 # (`--add-scram ...`). The jars come from Maven Central once, into target/. DATA is made when it is not there, and is a
 # temporary directory, removed at the end, when it is not given. With UNTIL_EOF=1 the broker ends
-# with standard input: a test that holds the other end takes it along, however it ends.
+# with standard input: a test that holds the other end takes it along, however it ends. With
+# PROXIED_PORT a second listener there sends its clients on to ADVERTISED_PORT, where a proxy of the
+# test listens.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../../.." && pwd)
@@ -40,15 +42,17 @@ if [[ -z "${DATA:-}" ]]; then
     temporary=$DATA
 fi
 mkdir -p "$DATA"
+proxied=${PROXIED_PORT:+,PROXIED://127.0.0.1:$PROXIED_PORT}
+advertised=${PROXIED_PORT:+,PROXIED://127.0.0.1:${ADVERTISED_PORT:-$PROXIED_PORT}}
 cat >"$DATA/server.properties" <<PROPERTIES
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$controller
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
-advertised.listeners=PLAINTEXT://127.0.0.1:$port
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller$proxied
+advertised.listeners=PLAINTEXT://127.0.0.1:$port$advertised
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
 log.dirs=$DATA/logs
 # a missing topic must show
 auto.create.topics.enable=false

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::input::{DAY, HOUR, Nanos, Scenario, Scope, Settings, Tier, ceil_to};
 use super::metering::{Amount, Metered, Part, to_f64};
-use super::origin::{Standing, country_standing, standing};
+use super::origin::{Standing, country_standing, owner_at, standing};
 use super::{Fault, LedgerKey};
 
 /// All parts of a case, and the facts that say when each is visible.
@@ -21,6 +21,8 @@ pub(crate) struct Judgement<'a> {
     pub(crate) end: Nanos,
     /// Parts that their tags let through, whether or not a tier still keeps them.
     visible: Vec<&'a Part>,
+    /// Account and fabric of the parts whose slice some tier still keeps.
+    retained: BTreeSet<(&'a str, &'a str)>,
     /// Accounts of the visible parts, as they stand at this step.
     standings: BTreeMap<&'a str, Standing>,
 }
@@ -67,7 +69,14 @@ impl<'a> History<'a> {
     /// Whether a slice has not left its tier before the judgement of `end`: what ended at or before
     /// `judged - keep` left after each earlier judgement.
     fn is_kept(&self, tier: Tier, slice_end: Nanos, end: Nanos) -> bool {
-        slice_end > end - self.finest().slice - tier.keep
+        let last_to_leave = end - self.finest().slice - tier.keep;
+        slice_end > last_to_leave
+            || (slice_end == last_to_leave && self.fault == Fault::KeepsASliceTooLong)
+    }
+
+    fn is_kept_somewhere(&self, part: &Part, end: Nanos) -> bool {
+        let mut tiers = self.settings().tiers.iter().zip(&part.tier_ends);
+        tiers.any(|(tier, slice_end)| self.is_kept(*tier, *slice_end, end))
     }
 
     pub(crate) fn judge(&'a self, end: Nanos) -> Judgement<'a> {
@@ -77,11 +86,20 @@ impl<'a> History<'a> {
         let accounts: BTreeSet<&str> = visible.iter().map(|part| part.account.as_str()).collect();
         let standings =
             accounts.into_iter().map(|account| (account, self.standing(account, step))).collect();
-        Judgement { history: self, end, visible, standings }
+        let retained = visible
+            .iter()
+            .filter(|part| self.is_kept_somewhere(part, end))
+            .map(|part| (part.account.as_str(), part.fabric.as_str()))
+            .collect();
+        Judgement { history: self, end, visible, retained, standings }
     }
 
     pub(crate) fn standing(&self, account: &str, step: Nanos) -> Standing {
         standing(self.settings(), &self.scenario.directory, account, step, self.fault)
+    }
+
+    fn owner_at(&self, account: &'a str, step: Nanos) -> &'a str {
+        owner_at(&self.scenario.directory, account, step, self.fault)
     }
 
     /// Slice ends of the finest tier that can differ from silence, up to the last one judged.
@@ -136,39 +154,41 @@ impl<'a> Judgement<'a> {
         self.history.step_judging(self.end)
     }
 
-    fn is_kept_somewhere(&self, part: &Part) -> bool {
-        self.settings()
-            .tiers
-            .iter()
-            .any(|tier| self.history.is_kept(*tier, ceil_to(part.slice_end, tier.slice), self.end))
+    fn key_of(&self, scope: Scope, account: &str, fabric: &str) -> Option<String> {
+        match scope {
+            Scope::Account => Some(account.to_owned()),
+            Scope::Site => (!fabric.is_empty()).then(|| format!("{account}@{fabric}")),
+            Scope::Owner => Some(self.standings[account].owner.clone()),
+            Scope::Country => Some(self.standings[account].country.clone()),
+        }
     }
 
-    fn keys_of(&self, scope: Scope, part: &Part) -> Option<String> {
-        let standing = &self.standings[part.account.as_str()];
+    /// As `key_of`, without building the key.
+    fn is_of(&self, scope: Scope, key: &str, account: &str, fabric: &str) -> bool {
         match scope {
-            Scope::Account => Some(part.account.clone()),
+            Scope::Account => account == key,
             Scope::Site => {
-                (!part.fabric.is_empty()).then(|| format!("{}@{}", part.account, part.fabric))
+                let rest = key.strip_prefix(account).and_then(|rest| rest.strip_prefix('@'));
+                !fabric.is_empty() && rest == Some(fabric)
             }
-            Scope::Owner => Some(standing.owner.clone()),
-            Scope::Country => Some(standing.country.clone()),
+            Scope::Owner => self.standings[account].owner == key,
+            Scope::Country => self.standings[account].country == key,
         }
     }
 
     /// Keys that have a retained slice in any tier.
     pub(crate) fn keys(&self, scope: Scope) -> BTreeSet<String> {
-        let kept = self.visible.iter().filter(|part| self.is_kept_somewhere(part));
-        kept.filter_map(|part| self.keys_of(scope, part)).collect()
+        let retained = self.retained.iter();
+        retained.filter_map(|(account, fabric)| self.key_of(scope, account, fabric)).collect()
     }
 
     /// The accounts of a key with a retained slice, in order of id, as they stand.
     pub(crate) fn members(&self, scope: Scope, key: &str) -> Vec<(String, Standing)> {
         let accounts: BTreeSet<&str> = self
-            .visible
+            .retained
             .iter()
-            .filter(|part| self.is_kept_somewhere(part))
-            .filter(|part| self.keys_of(scope, part).as_deref() == Some(key))
-            .map(|part| part.account.as_str())
+            .filter(|(account, fabric)| self.is_of(scope, key, account, fabric))
+            .map(|(account, _)| *account)
             .collect();
         accounts
             .into_iter()
@@ -198,10 +218,11 @@ impl<'a> Judgement<'a> {
     /// The finest tier that keeps `length` and divides it, up to its last boundary <= E.
     pub(crate) fn window(&self, scope: Scope, key: &str, length: Nanos) -> Window<'a> {
         let tiers = &self.settings().tiers;
-        let tier = tiers
+        let place = tiers
             .iter()
-            .find(|tier| tier.keep >= length && length % tier.slice == 0)
+            .position(|tier| tier.keep >= length && length % tier.slice == 0)
             .expect("scenarios use windows that a tier keeps");
+        let tier = tiers[place];
         let last = self.end.div_euclid(tier.slice) * tier.slice;
         let first = last - length;
         let mut window = Window {
@@ -212,9 +233,9 @@ impl<'a> Judgement<'a> {
             parts: Vec::new(),
         };
         for part in &self.visible {
-            let slice_end = ceil_to(part.slice_end, tier.slice);
+            let slice_end = part.tier_ends[place];
             let inside = first < slice_end && slice_end <= last;
-            if inside && self.keys_of(scope, part).as_deref() == Some(key) {
+            if inside && self.is_of(scope, key, &part.account, &part.fabric) {
                 let slice = window.slices.entry(slice_end).or_default();
                 *slice = slice.plus(part.amount);
                 window.sum = window.sum.plus(part.amount);
@@ -273,19 +294,31 @@ impl<'a> Judgement<'a> {
     /// to those they were in then, as it was then; what came later went to the group of its step.
     fn run_slices(&self, scope: Scope, key: &str) -> BTreeMap<Nanos, (Amount, Amount)> {
         let finest = self.history.finest();
-        let belongs = |part: &Part, step: Nanos| match scope {
+        let belongs = |part: &'a Part, step: Nanos| match scope {
             Scope::Account => part.account == key,
-            Scope::Owner => self.history.standing(&part.account, step).owner == key,
+            Scope::Owner if step == self.step() => {
+                self.is_of(scope, key, &part.account, &part.fabric)
+            }
+            Scope::Owner => self.history.owner_at(&part.account, step) == key,
             Scope::Site | Scope::Country => false,
         };
         let mut slices: BTreeMap<Nanos, (Amount, Amount)> = BTreeMap::new();
-        for part in self.visible.iter().filter(|part| part.slice_end <= self.end) {
+        for &part in self.visible.iter().filter(|part| part.slice_end <= self.end) {
             let kept = self.history.is_kept(finest, part.slice_end, self.end);
             let left_after = ceil_to(part.slice_end + finest.keep, finest.slice);
             let decided = if kept { self.step() } else { self.history.step_judging(left_after) };
             let applied = self.history.step_of(part);
-            let in_time = applied <= decided;
-            if belongs(part, if in_time { decided } else { applied }) {
+            let fault = self.history.fault;
+            let in_time = applied <= decided || fault == Fault::NeverFixesActivity;
+            let owned = match (fault, in_time) {
+                (Fault::MovesRunsWithTheirOwner, _) => self.step(),
+                (_, true) => decided,
+                (_, false) => applied,
+            };
+            if !in_time && fault == Fault::LosesLateSumsOfARun {
+                continue;
+            }
+            if belongs(part, owned) {
                 let (fixed, all) = slices.entry(part.slice_end).or_default();
                 if in_time {
                     *fixed = fixed.plus(part.amount);

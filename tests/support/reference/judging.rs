@@ -106,6 +106,9 @@ pub(crate) fn alerts(history: &History<'_>) -> Vec<Alert> {
         let mut now = Vec::new();
         for scope in Scope::ALL {
             let policies = history.scenario.policies.iter().enumerate();
+            if policies.clone().all(|(_, policy)| policy.scope != scope) {
+                continue;
+            }
             let with_slices = judgement.keys(scope);
             for (place, policy) in policies.filter(|(_, policy)| policy.scope == scope) {
                 if policy.mode == Mode::Off {
@@ -228,7 +231,8 @@ fn seconds(length: Nanos) -> f64 {
 /// The integer sum clamped at 0, converted once, x 1e9, x factor, / seconds.
 fn window_metric(history: &History<'_>, metric: Metric, window: &Window<'_>) -> f64 {
     let settings = &history.scenario.settings;
-    let sum = window.sum.each(|value| value.max(0));
+    let least = if history.fault == Fault::ShowsLessThanNothing { i128::MIN } else { 0 };
+    let sum = window.sum.each(|value| value.max(least));
     match metric {
         Metric::Accelerators => to_f64(sum.accelerator_ms) / 1000.0 / seconds(window.length),
         Metric::AcceleratorHours => to_f64(sum.accelerator_ms) / 3_600_000.0,

@@ -52,6 +52,8 @@ pub(crate) struct Part {
     pub(crate) accelerator: String,
     pub(crate) unknown: bool,
     pub(crate) slice_end: Nanos,
+    /// The end of the slice that holds it in each tier.
+    pub(crate) tier_ends: Vec<Nanos>,
     /// The watermark that its event left METER with.
     pub(crate) tag: Nanos,
     pub(crate) amount: Amount,
@@ -300,6 +302,7 @@ fn parts(settings: &Settings, event: &Event, tag: Nanos, fault: Fault) -> Vec<Pa
             accelerator: resolved.label.clone(),
             unknown: resolved.unknown,
             slice_end: end,
+            tier_ends: settings.tiers.iter().map(|tier| ceil_to(end, tier.slice)).collect(),
             tag,
             amount: share(end).minus(share(end - slice)),
         });

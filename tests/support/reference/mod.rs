@@ -32,10 +32,15 @@ pub(crate) enum Fault {
     DirectoryOneStepLate,
     RunsOverAtTheGap,
     NeedsMoreThanTheThreshold,
+    NeverFixesActivity,
+    MovesRunsWithTheirOwner,
+    LosesLateSumsOfARun,
+    KeepsASliceTooLong,
+    ShowsLessThanNothing,
 }
 
 impl Fault {
-    pub(crate) const PLANTED: [Self; 7] = [
+    pub(crate) const PLANTED: [Self; 12] = [
         Self::ForgetsACorrection,
         Self::CeilsTheSplit,
         Self::LateByMoreThan,
@@ -43,6 +48,11 @@ impl Fault {
         Self::DirectoryOneStepLate,
         Self::RunsOverAtTheGap,
         Self::NeedsMoreThanTheThreshold,
+        Self::NeverFixesActivity,
+        Self::MovesRunsWithTheirOwner,
+        Self::LosesLateSumsOfARun,
+        Self::KeepsASliceTooLong,
+        Self::ShowsLessThanNothing,
     ];
 }
 

@@ -33,7 +33,18 @@ fn entry_at<'a>(
     let due = |line: &&DirectoryLine| {
         updated(line) < step || (updated(line) == step && fault != Fault::DirectoryOneStepLate)
     };
-    Some(lines.filter(due).last().unwrap_or(first)).filter(|line| !line.deleted)
+    Some(lines.rfind(due).unwrap_or(first)).filter(|line| !line.deleted)
+}
+
+/// An account without an owner is its own.
+pub(crate) fn owner_at<'a>(
+    directory: &'a [DirectoryLine],
+    account: &'a str,
+    step: Nanos,
+    fault: Fault,
+) -> &'a str {
+    let owner = entry_at(directory, account, step, fault).map(|entry| entry.owner.as_str());
+    owner.filter(|owner| !owner.is_empty()).unwrap_or(account)
 }
 
 /// Two letters of either case; `ZZ` is no known country.
@@ -64,9 +75,8 @@ pub(crate) fn standing(
     let (country, decided_by) = origin.unwrap_or(("ZZ".to_owned(), "unknown"));
     let foreign =
         settings.foreign_if_any.iter().any(abroad) || (unknown && settings.unknown_is_foreign);
-    let owner = entry.map(|entry| entry.owner.clone()).filter(|owner| !owner.is_empty());
     Standing {
-        owner: owner.unwrap_or_else(|| account.to_owned()),
+        owner: owner_at(directory, account, step, fault).to_owned(),
         country,
         decided_by,
         foreign,
