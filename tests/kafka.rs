@@ -562,7 +562,7 @@ fn too_many_invalid_records_in_a_row_end_the_process_at_every_start() {
     for _ in 0..3 {
         let (code, error) = verb(name, &Broker::shared().address, &["run"]);
         assert_eq!(code, 1, "{error}");
-        assert_eq!(error.lines().count(), 1, "{error}");
+        let error = error.lines().last().unwrap_or_default();
         assert!(error.contains("1000 invalid records in a row"), "{error}");
         assert!(error.contains("dead_letter.max_consecutive"), "{error}");
     }
