@@ -7,7 +7,7 @@ CARGO ?= cargo
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint validate bench kafka
+.PHONY: help setup demo test chaos lint deny fuzz validate bench kafka
 
 help: ## these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,28 @@ lint: ## formatting and lints, as .ci/run checks them
 	@.ci/setup build
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	@$(MAKE) --no-print-directory deny
+
+deny: ## licences, bans and sources of what is compiled in; advisories where their list can be had
+	@if ! $(CARGO) deny --version >/dev/null 2>&1; then \
+	    echo "deny: skipped, cargo-deny is missing: cargo install --locked cargo-deny"; \
+	else \
+	    $(CARGO) deny --locked check --hide-inclusion-graph licenses bans sources || exit 1; \
+	    if timeout 60 $(CARGO) deny --locked fetch db >/dev/null 2>&1; then \
+	        $(CARGO) deny --locked check --disable-fetch advisories; \
+	    else \
+	        echo "deny: advisories skipped, their list cannot be fetched from here"; \
+	    fi; \
+	fi
+
+TARGET ?= json
+SECONDS ?= 60
+fuzz: ## TARGET=json SECONDS=60: one fuzzer of tests/fuzz; needs cargo-fuzz and a nightly compiler
+	@cp Cargo.lock tests/fuzz/Cargo.lock
+	@mkdir -p target/fuzz/corpus/$(TARGET)
+	$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz -s none $(TARGET) \
+	    target/fuzz/corpus/$(TARGET) tests/fuzz/corpus/$(TARGET) -- \
+	    -max_total_time=$(SECONDS) -max_len=4096
 
 validate: ## DATA=DIR: public traces and published runs against plain sums
 	@.ci/setup build

@@ -394,3 +394,41 @@ fn the_files_that_pages_link_to_exist() {
     }
     assert_none("broken links", &findings);
 }
+
+#[test]
+fn the_container_runs_without_root_on_a_file_system_that_it_does_not_write() {
+    let file = read(&root().join("deploy/container/Containerfile"));
+    let last = file.rsplit("\nFROM ").next().expect("a stage");
+    let user = last.lines().rfind(|line| line.starts_with("USER ")).expect("a user");
+    let ids = user["USER ".len()..].split(':').map(str::parse::<u32>);
+    let ids: Vec<u32> = ids.map(|id| id.expect("numbers, which Kubernetes can check")).collect();
+    assert!(ids.len() == 2 && ids.iter().all(|id| *id >= 1000), "{user}");
+    let (before, after) = last.split_once(user).expect("found above");
+    assert!(after.contains("ENTRYPOINT") && !before.contains("ENTRYPOINT"), "{last}");
+    for word in ["VOLUME", "ADD ", "ENV ", "chmod", "setcap", "sudo"] {
+        assert!(!last.contains(word), "{word} in the image that is shipped");
+    }
+    assert!(file.contains("--read-only") && file.contains("no-new-privileges"), "how to run it");
+    let unit = read(&root().join("deploy/systemd/flopwatch.service"));
+    for line in ["ProtectSystem=strict", "NoNewPrivileges=yes", "DynamicUser=yes"] {
+        assert!(unit.lines().any(|found| found == line), "{line}");
+    }
+    // what the service runs opens no file for writing; these verbs and their parts do
+    let writers = ["src/cli/", "src/record_file/writer.rs", "src/simulate/"];
+    let mut findings = Vec::new();
+    for path in rust_files("src").into_iter().filter(|path| {
+        !path.components().any(|part| part.as_os_str() == "tests") && !is_test_file(path)
+    }) {
+        let shown = place(&path, 1);
+        for (number, line) in code(&read(&path)) {
+            let writes = ["File::create", "fs::write", "create_dir", "OpenOptions"];
+            if writes.iter().any(|call| line.contains(call))
+                && (shown.contains("src/cli/run.rs")
+                    || !writers.iter().any(|writer| shown.starts_with(writer)))
+            {
+                findings.push(place(&path, number));
+            }
+        }
+    }
+    assert_none("the service writes no file", &findings);
+}

@@ -26,6 +26,7 @@ use flopwatch::kafka::{Options, Service, topology};
 use flopwatch::metrics::Stage;
 use flopwatch::proto::Alert;
 use flopwatch::simulate::KeyBy;
+use flopwatch::simulate::publish::Publisher;
 use prost::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::mocking::MockCluster;
@@ -479,6 +480,30 @@ fn a_partition_without_records_is_idle_and_holds_nobody_back() {
 }
 
 #[test]
+fn garbage_on_one_partition_leaves_the_outputs_of_all_as_they_were() {
+    let name = "garbage";
+    let config = config(name, "a", 1);
+    let mut world = World::new(41, KeyBy::Account, 3);
+    let clean = world.replayed(&config);
+    let sound = std::mem::take(&mut world.partitions[1]);
+    for (number, record) in sound.into_iter().enumerate() {
+        world.partitions[1].push(record);
+        if number % 7 < 3 {
+            world.partitions[1].push((None, b"{\"quantity\":\xff}".to_vec()));
+        }
+    }
+    let expected = world.replayed(&config);
+    assert!(expected.dead_letters.len() > clean.dead_letters.len() + 100);
+    assert!((&expected.alerts, &expected.ledger) == (&clean.alerts, &clean.ledger));
+    world.prepare(&config);
+    world.send(&config, 0, 100);
+    let member = Member::start(config.clone(), Options::default());
+    world.await_outcome(&config, &expected, PATIENCE);
+    member.stop();
+    assert_eq!(world.found(&config), expected);
+}
+
+#[test]
 fn a_backlog_beside_a_partition_not_yet_heard_of_waits_in_kafka() {
     let name = "backlog";
     let mut world = World::new(71, KeyBy::Account, 2);
@@ -503,6 +528,32 @@ fn a_backlog_beside_a_partition_not_yet_heard_of_waits_in_kafka() {
     world.await_outcome(&config, &expected, PATIENCE);
     member.stop();
     assert_eq!(world.found(&config), expected);
+}
+
+#[test]
+fn too_many_invalid_records_in_a_row_end_the_process_at_every_start() {
+    let name = "drained";
+    let config = config(name, "a", 1);
+    topology::create(&config, Some(1)).expect("topics can be made");
+    let usage = &config.topics.usage;
+    let servers = &config.kafka.bootstrap_servers;
+    let publisher = Publisher::new(servers, &config.kafka.client).expect("a producer");
+    for _ in 0..2500 {
+        publisher.send(usage, Some(0), None, b"a bad deploy").expect("a record is sent");
+    }
+    publisher.finish(usage).expect("records are written");
+    // a supervisor starts it again and again
+    for _ in 0..3 {
+        let (code, error) = verb(name, &Broker::shared().address, &["run"]);
+        assert_eq!(code, 1, "{error}");
+        let error = error.lines().last().unwrap_or_default();
+        assert!(error.contains("1000 invalid records in a row"), "{error}");
+        assert!(error.contains("dead_letter.max_consecutive"), "{error}");
+    }
+    let letters = Broker::shared().read(&config.topics.dead_letters, "read_committed").len();
+    let position = Broker::shared().positions(name, usage, 1)[0].unwrap_or(0);
+    assert!(letters <= 1000, "{letters} dead letters");
+    assert_eq!(i64::try_from(letters).ok(), Some(position), "nothing beyond them is committed");
 }
 
 /// A transaction of somebody else, left open in every changelog, below commits that follow: the

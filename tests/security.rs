@@ -3,6 +3,7 @@
 #[path = "support/broker.rs"]
 mod broker;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use broker::{Broker, Extra, free_port};
 use flopwatch::config::Config;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use flopwatch::simulate::publish::Publisher;
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -243,11 +244,10 @@ fn works(name: &str, config: &Path) {
     let line: serde_json::Value = serde_json::from_str(&line).expect("a line of JSON");
     let address = line["address"].as_str().expect("an address").to_owned();
     running.await_line("\"running\"");
-    let producer: BaseProducer = secured.broker.client().create().expect("a producer");
     let usage = format!("{name}.usage");
-    let record = BaseRecord::<[u8], [u8]>::to(&usage).payload(b"no usage event");
-    producer.send(record).map_err(|(error, _)| error).expect("a record is queued");
-    producer.flush(PATIENCE).expect("the record is written");
+    let publisher = Publisher::new(&secured.broker.address, &BTreeMap::new()).expect("a producer");
+    publisher.send(&usage, None, None, b"no usage event").expect("a record is sent");
+    publisher.finish(&usage).expect("the record is written");
     let deadline = Instant::now() + PATIENCE;
     while secured.broker.read(&format!("{name}.dead_letters"), "read_committed").is_empty() {
         assert!(Instant::now() < deadline, "no dead letter");

@@ -147,13 +147,15 @@ fn usage(format: Format, value: &[u8], headers: &[Header<'_>]) {
     let tally = outbox.tally.clone();
     assert_eq!(tally.read, tally.counted + tally.duplicate + tally.dead_letter_total());
     assert!(decoded.is_ok() || tally.counted == 0);
-    assert_eq!(tally.counted, tally.duplicate, "the second is counted if the first was");
+    assert!(tally.counted < 2, "the second is a duplicate, or by the first's time too old");
     let mut restored = Meter::new(Arc::clone(&config.rules), 0, 1, 1);
     restore(&mut restored, &outbox);
     assert_eq!(restored.stream_time(), meter.stream_time());
-    let mut again = Outbox::default();
-    restored.process(&record, &mut again).expect("dead letters");
-    assert_eq!(again.tally.duplicate, tally.counted);
+    let mut again = [Outbox::default(), Outbox::default()];
+    for (stage, outbox) in [&mut meter, &mut restored].into_iter().zip(&mut again) {
+        stage.process(&record, outbox).expect("dead letters");
+    }
+    assert_eq!(again[0].tally, again[1].tally, "a restored stage does as the live one");
     downstream(config, outbox, meter.stream_time());
 }
 

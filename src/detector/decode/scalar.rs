@@ -231,11 +231,11 @@ pub(super) fn rfc3339(text: &str) -> Option<Timestamp> {
 fn zone_offset(zone: &[u8]) -> Option<i64> {
     let (sign, hour, minute) = match zone {
         [b'Z' | b'z'] => return Some(0),
-        [b'+', hour @ .., b':', m1, m2] => (1, digits(hour)?, digits(&[*m1, *m2])?),
-        [b'-', hour @ .., b':', m1, m2] => (-1, digits(hour)?, digits(&[*m1, *m2])?),
+        [b'+', h1, h2, b':', m1, m2] => (1, digits(&[*h1, *h2])?, digits(&[*m1, *m2])?),
+        [b'-', h1, h2, b':', m1, m2] => (-1, digits(&[*h1, *h2])?, digits(&[*m1, *m2])?),
         _ => return None,
     };
-    (zone.len() == 6 && hour < 24 && minute < 60).then_some(sign * (hour * 3600 + minute * 60))
+    (hour < 24 && minute < 60).then_some(sign * (hour * 3600 + minute * 60))
 }
 
 /// One to nine digits.
