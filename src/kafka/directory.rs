@@ -105,8 +105,8 @@ pub(crate) struct Reader {
     geoip: Option<GeoIp>,
     /// Of the last record read; numbers start at 1.
     number: u64,
-    /// The last look did not find the usage topic.
-    usage_missing: bool,
+    /// The last look did not find a topic.
+    was_missing: bool,
 }
 
 impl Reader {
@@ -125,7 +125,7 @@ impl Reader {
             stop: Arc::clone(stop),
             geoip: shared.config.geoip.as_deref().map(GeoIp::open).transpose()?,
             number: 0,
-            usage_missing: false,
+            was_missing: false,
         })
     }
 
@@ -165,7 +165,7 @@ impl Reader {
             }
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
-                self.count_usage_partitions(&prober)?;
+                self.look(&prober)?;
             }
             if idle {
                 // events, and the pause when nothing comes
@@ -196,26 +196,30 @@ impl Reader {
         Ok(None)
     }
 
-    /// METER names in its records how many usage partitions there are. A usage topic that is gone
-    /// at two looks stops the process: librdkafka only takes its partitions away, without a word.
-    fn count_usage_partitions(&mut self, prober: &Consumer) -> Result<(), Fatal> {
-        let topic = &self.shared.config.topics.usage;
-        match topology::partitions(prober, topic) {
-            Ok(Some(partitions)) => {
-                self.shared.saw_usage_partitions(partitions);
-                self.usage_missing = false;
+    /// METER names in its records how many usage partitions there are. A topic that is gone at two
+    /// looks stops the process: librdkafka may take its partitions away without a word.
+    fn look(&mut self, prober: &Consumer) -> Result<(), Fatal> {
+        let config = Arc::clone(&self.shared.config);
+        let mut missing = None;
+        for topic in [&config.topics.usage, &config.topics.accounts] {
+            match topology::partitions(prober, topic) {
+                Ok(Some(partitions)) if *topic == config.topics.usage => {
+                    self.shared.saw_usage_partitions(partitions);
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => missing = Some(topic),
+                Err(error) => tracing::warn!(%error, "looking at topics"),
             }
-            Ok(None) if self.usage_missing => {
-                let text =
-                    format!("usage topic {topic:?} is gone: restore it, or set topics.usage");
-                return Err(Fatal::Broker(text));
-            }
-            Ok(None) => {
-                tracing::warn!(topic, "the usage topic is not there");
-                self.usage_missing = true;
-            }
-            Err(error) => tracing::warn!(%error, "counting usage partitions"),
         }
+        if let Some(topic) = missing {
+            if self.was_missing {
+                return Err(Fatal::Broker(format!(
+                    "topic {topic:?} is gone: restore it, or see `flopwatch topics`"
+                )));
+            }
+            tracing::warn!(topic, "a topic is not there");
+        }
+        self.was_missing = missing.is_some();
         Ok(())
     }
 

@@ -207,17 +207,33 @@ impl Worker {
             code,
             RDKafkaErrorCode::GroupAuthorizationFailed
                 | RDKafkaErrorCode::TopicAuthorizationFailed
-                | RDKafkaErrorCode::UnknownTopicOrPartition
-                | RDKafkaErrorCode::UnknownTopic
                 | RDKafkaErrorCode::InvalidSessionTimeout
                 | RDKafkaErrorCode::InconsistentGroupProtocol
         ) {
             let group = &self.inlets.shared.config.kafka.group_id;
             return Err(Trouble::Fatal(Fatal::Broker(format!("group {group:?}: {error}"))));
         }
+        if matches!(
+            code,
+            RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic
+        ) && let Some(topic) = self.missing_input()
+        {
+            return Err(Trouble::Fatal(Fatal::Broker(format!(
+                "topic {topic:?} is gone: restore it, or see `flopwatch topics`"
+            ))));
+        }
         // connections come and go; librdkafka mends them
         tracing::warn!(worker = self.number, %error, "consumer");
         Ok(())
+    }
+
+    /// A topic that we read and that the broker does not know: the error does not name it, and a
+    /// broker that is just coming back may have said so too early.
+    fn missing_input(&self) -> Option<String> {
+        let config = &self.inlets.shared.config;
+        let mut inputs = Stage::ALL.into_iter().map(|stage| topology::input(config, stage));
+        let is_gone = |topic: &&str| matches!(topology::partitions(&self.prober, topic), Ok(None));
+        inputs.find(is_gone).map(str::to_owned)
     }
 
     fn rebalance(&mut self, event: RebalanceEvent) -> Result<(), Trouble> {

@@ -91,7 +91,13 @@ fn a_broker_that_halts_on_a_full_disk_loses_and_repeats_nothing() {
     broker.restart(true);
     let deadline = Instant::now() + PATIENCE;
     while world.found_on(&broker, &config) != expected {
-        assert!(Instant::now() < deadline, "{}", fleet.tail(0));
+        assert!(
+            Instant::now() < deadline,
+            "{:#?} {}",
+            [&config.topics.usage, &config.topics.account_usage, &config.topics.group_usage]
+                .map(|topic| broker.stability(name, topic)),
+            fleet.tail(0)
+        );
         fleet.tend();
     }
     assert_eq!(fleet.pid(0), process, "no start was needed: {}", fleet.tail(0));
