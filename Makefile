@@ -27,6 +27,7 @@ chaos: ## faults on a real Kafka for minutes: CHAOS_EVENTS=, CHAOS_SECONDS=, CHA
 	@.ci/setup test
 	CHAOS_EVENTS=$${CHAOS_EVENTS:-3000000} CHAOS_SECONDS=$${CHAOS_SECONDS:-600} \
 		$(CARGO) test --release --locked --test chaos -- --nocapture
+	$(CARGO) test --release --locked --test faults -- --test-threads=2
 
 lint: ## formatting and lints, as .ci/run checks them
 	@.ci/setup build

@@ -544,7 +544,7 @@ fn too_many_invalid_records_in_a_row_end_the_process_at_every_start() {
     publisher.finish(usage).expect("records are written");
     // a supervisor starts it again and again
     for _ in 0..3 {
-        let (code, error) = verb(name, &Broker::shared().address, &["run"]);
+        let (code, error) = refusals::verb(name, &Broker::shared().address, &["run"]);
         assert_eq!(code, 1, "{error}");
         let error = error.lines().last().unwrap_or_default();
         assert!(error.contains("1000 invalid records in a row"), "{error}");

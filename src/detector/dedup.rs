@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::StageError;
+use super::changelog::damaged;
 use super::time::{Span, Timestamp};
 use bucket::Bucket;
 use filter::Filter;
@@ -139,6 +140,11 @@ impl Dedup {
         block: u32,
         value: Option<&[u8]>,
     ) -> Result<(), StageError> {
+        // no partition fills more: what names others is damage
+        let number = block & !bucket::CHUNKS;
+        if number > 1 << 24 || bucket > Timestamp::LIMIT.0 / BUCKET.0 {
+            return Err(damaged("a block of identities"));
+        }
         self.restoring = true;
         let content = self.buckets.entry(bucket).or_default();
         content.restore(block, value)?;

@@ -87,7 +87,6 @@ fn a_usage_topic_deleted_under_a_process_ends_it_with_a_line_that_names_it() {
 }
 
 #[test]
-#[ignore = "takes minutes: a topic that is only written to shows at the next write"]
 fn every_topic_deleted_under_a_process_ends_it_with_a_line_that_names_it() {
     delete_topics("deleted", 1..6);
 }

@@ -134,7 +134,6 @@ fn kip_848_takes_the_session_from_the_client() {
 
 /// Durations are reported, not asserted: they are this machine's.
 #[test]
-#[ignore = "waits for the broker's session of 45 s; run it to compare"]
 fn how_long_partitions_take_to_move() {
     let broker = Broker::shared();
     for protocol in [Protocol::Classic, Protocol::Kip848] {

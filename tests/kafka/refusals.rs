@@ -16,7 +16,7 @@ use super::world::{World, config};
 use super::{Member, PATIENCE, Process, await_positions, await_progress, await_share, config_file};
 
 /// Runs a verb to its end: exit code and standard error.
-fn verb(name: &str, address: &str, arguments: &[&str]) -> (i32, String) {
+pub(super) fn verb(name: &str, address: &str, arguments: &[&str]) -> (i32, String) {
     let (_directory, file) = config_file(name, "cli", 1, address);
     let mut child = Command::new(env!("CARGO_BIN_EXE_flopwatch"))
         .args(arguments)
