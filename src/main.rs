@@ -23,7 +23,7 @@ enum Verb {
     Check(check::Args),
     /// The service: usage from Kafka, alerts to Kafka
     Run(run::Args),
-    /// Verify the topics, or make the missing ones
+    /// Make the topics that are missing and verify the others
     Topics(topics::Args),
     /// Watch a simulated cloud: no broker, no configuration
     Demo(demo::Args),

@@ -262,11 +262,13 @@ fn verbs_say_what_is_wrong_with_kafka_in_one_line_and_exit_1() {
     assert!(text.starts_with("error: kafka: topic \"absent.usage\" is missing"), "{text}");
     let (code, checked) = verb("absent", broker, &["check"]);
     assert_eq!((code, checked), (1, text), "check finds what run would");
-    let (code, text) = verb("absent", broker, &["topics", "--create"]);
+    let (code, text) = verb("absent", broker, &["topics", "--verify"]);
     assert_eq!(code, 1, "{text}");
+    let (code, text) = verb("absent", broker, &["topics"]);
+    assert_eq!(code, 1, "of how many partitions? {text}");
     let (code, text) = verb("absent", broker, &["topics", "--create", "--partitions", "2"]);
     assert_eq!((code, text.as_str()), (0, ""));
-    let (code, text) = verb("absent", broker, &["topics"]);
+    let (code, text) = verb("absent", broker, &["topics", "--verify"]);
     assert_eq!((code, text.as_str()), (0, ""));
     let (code, text) = verb("absent", broker, &["check"]);
     assert_eq!((code, text.as_str()), (0, ""), "topics are as they should be");
