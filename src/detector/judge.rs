@@ -328,10 +328,7 @@ impl Subject<'_> {
         let (rules, bounds) = (&self.rules.tiers[tier], (after, until));
         let mut evidence = Evidence { gap_records: self.gap, ..Evidence::default() };
         self.windows.each_slice(tier, rules, bounds, self.part, |end, sum| {
-            // what a moved account leaves behind adds up to nothing
-            if !sum.is_zero() {
-                evidence.slices.push(SliceSum { end, sum: Sum::of(&sum) });
-            }
+            evidence.slices.push(SliceSum { end, sum: Sum::of(&sum) });
         });
         let mut shares = [const { BTreeMap::<NameId, Measure>::new() }; 3];
         self.windows.each_cell(tier, rules, bounds, self.part, |_, place, measure| {
@@ -340,7 +337,6 @@ impl Subject<'_> {
                 *share.entry(name).or_default() += measure;
             }
         });
-        shares.iter_mut().for_each(|share| share.retain(|_, sum| !sum.is_zero()));
         evidence.unknown_accelerator =
             shares[0].keys().any(|name| self.names.text(*name).starts_with(UNKNOWN_PREFIX));
         let [by_accelerator, by_region, by_fabric] = shares.map(|share| self.largest(share));
