@@ -297,6 +297,19 @@ mod tests {
     }
 
     #[test]
+    fn no_record_of_the_changelog_is_larger_than_half_a_megabyte() {
+        let mut live = Dedup::new(HORIZON);
+        for number in 0..100_000 {
+            live.insert(identity(number), time(10));
+        }
+        let changes: Vec<_> = (0..9).flat_map(|_| logged(&mut live, time(1000))).collect();
+        let sizes = changes.iter().filter_map(|change| change.value.as_ref().map(Vec::len));
+        assert!(sizes.max().is_some_and(|largest| largest < 512 * 1024));
+        let mut restored = restored(&changes);
+        assert!((0..100_000).all(|number| counted(&mut restored, number, 0)));
+    }
+
+    #[test]
     fn what_expires_is_removed_from_the_changelog_whole() {
         let mut live = Dedup::new(HORIZON);
         let mut changes = Vec::new();

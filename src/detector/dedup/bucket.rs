@@ -83,17 +83,15 @@ impl Bucket {
         (self.first_block..self.next_block).chain(CHUNKS..CHUNKS + self.chunks)
     }
 
-    /// One block of what was inserted since the last time.
+    /// Blocks of what was inserted since the last time, none larger than a chunk.
     pub(super) fn log_news(&mut self, write: &mut impl FnMut(u32, Option<Vec<u8>>)) {
-        if self.news.is_empty() {
-            return;
+        for entries in self.news.chunks(CHUNK) {
+            let mut value = vec![VERSION];
+            value.extend(entries.iter().flat_map(|entry| entry.to_le_bytes()));
+            write(self.next_block, Some(value));
+            self.next_block += 1;
         }
-        let mut value = vec![VERSION];
-        for entry in self.news.drain(..) {
-            value.extend_from_slice(&entry.to_le_bytes());
-        }
-        write(self.next_block, Some(value));
-        self.next_block += 1;
+        self.news.clear();
     }
 
     /// The next chunks of the table, at most `budget`; after the last one the blocks go.
