@@ -120,6 +120,8 @@ impl Role {
                 ("min.cleanable.dirty.ratio", "0.1"),
                 // tombstones of left buckets: no restore takes an hour
                 ("delete.retention.ms", "3600000"),
+                // eight slices of a country on tens of thousands of fabrics are one record
+                ("max.message.bytes", "16777216"),
             ],
             Self::Output | Self::DeadLetters => {
                 &[("retention.ms", "-1"), ("retention.bytes", "-1")]
