@@ -129,6 +129,14 @@ impl Group {
                 .map(|(end, measure)| (key.scope, self.names.text(key.name), end, measure))
         })
     }
+
+    /// How many accounts each owner and country has with a retained slice, by scope and key.
+    pub fn members(&self) -> impl Iterator<Item = (Scope, &str, u64)> {
+        self.groups.iter().map(|(key, group)| {
+            let accounts = group.accounts.len() as u64;
+            (key.scope, self.names.text(key.name), group.members.max(accounts))
+        })
+    }
 }
 
 impl GroupKey {
