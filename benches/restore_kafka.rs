@@ -208,11 +208,14 @@ impl Bench {
         let ready = self.await_ready(fleet, began).as_secs_f64();
         let bytes = self.restored();
         println!(
-            "{what}: ready {ready:.2} s after the start, {:.0} MB restored, {:.0} MB/s; slowest \
-             task of each stage: {}",
+            "{what}: ready {ready:.2} s after the start, {:.1} s of CPU, {:.0} MB restored, {:.0} \
+             MB/s, {} MiB resident; slowest task of each stage:{}; load of the machine {}",
+            cpu(fleet.pid(0)),
             millions(bytes),
             millions(bytes) / ready,
-            slowest(fleet)
+            resident_mib(fleet.pid(0)),
+            slowest(fleet),
+            load()
         );
         for round in 1..=rounds {
             let stop = AtomicBool::new(false);
@@ -230,8 +233,10 @@ impl Bench {
                 let output = killed.elapsed().as_secs_f64();
                 println!(
                     "{what}, round {round}: kill -9 to ready {ready:.2} s, to the first committed \
-                     output {output:.2} s; {}",
-                    slowest(fleet)
+                     output {output:.2} s, {:.1} s of CPU;{}; load of the machine {}",
+                    cpu(fleet.pid(0)),
+                    slowest(fleet),
+                    load()
                 );
                 stop.store(true, Ordering::Relaxed);
             });
@@ -300,6 +305,26 @@ impl Bench {
     }
 }
 
+/// CPU seconds that a process has used: what a quiet machine would divide by its cores.
+fn cpu(process: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("it runs");
+    let fields = stat.rsplit(')').next().map(|rest| rest.split_whitespace().collect::<Vec<_>>());
+    let fields = fields.expect("fields after the name");
+    let ticks = |index: usize| fields[index].parse::<u32>().expect("a number of ticks");
+    f64::from(ticks(11) + ticks(12)) / 100.0
+}
+
+fn resident_mib(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("on Linux");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).map_or(0, |n| n / 1024)
+}
+
+fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").expect("on Linux");
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
 /// Until the next record.
 fn next(outputs: &BaseConsumer) {
     let deadline = Instant::now() + PATIENCE;
@@ -315,7 +340,7 @@ fn slowest(fleet: &Fleet) -> String {
     let restored = last.lines().filter(|line| line.contains("task restored"));
     let number = |line: &str, name: &str| -> Option<u64> {
         let rest = line.split(&format!("\"{name}\":")).nth(1)?;
-        rest.split([',', '}']).next()?.parse().ok()
+        rest.split([',', '}']).next()?.trim_matches('"').parse().ok()
     };
     let mut slowest = String::new();
     for stage in Stage::ALL {

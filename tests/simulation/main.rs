@@ -6,6 +6,7 @@
 //! beforehand. Read at given points between, the alerts are those of a run without faults.
 //! `SIMULATION_SEED=n` runs one seed, `SIMULATION_SEEDS=n` that many.
 
+mod changelogs;
 mod cluster;
 mod log;
 mod process;

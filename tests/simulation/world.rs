@@ -248,7 +248,7 @@ fn event(random: &mut ChaCha8Rng, id: &str, account: &str, hour: Timestamp) -> p
         source: "simulated".into(),
         account_id: account.into(),
         region: ["eu", "us"][random.random_range(0..2)].into(),
-        fabric_id: ["", "f1", "f2"][random.random_range(0..3)].into(),
+        fabric_id: fabric(random, time),
         accelerator: "nvidia-h100-sxm".into(),
         quantity: sign * random.random_range(1.0..400.0),
         start_time_unix_nano: end.minus(length).0,
@@ -256,6 +256,15 @@ fn event(random: &mut ChaCha8Rng, id: &str, account: &str, hour: Timestamp) -> p
         time_unix_nano: time.0,
         kind: i32::from(correction),
         ..proto::UsageEvent::default()
+    }
+}
+
+/// Some stay, others are new every few hours.
+fn fabric(random: &mut ChaCha8Rng, time: Timestamp) -> String {
+    match random.random_range(0..4) {
+        0 => String::new(),
+        1 | 2 => "f1".into(),
+        _ => format!("f-{}", time.since(START).0 / Span::hours(6).0),
     }
 }
 
