@@ -33,7 +33,7 @@ fn accounts(count: u64, days: u64) {
         account.restore(key, Some(value)).expect("own state");
     }
     let took = began.elapsed().as_secs_f64();
-    let each = (resident() - before) / count;
+    let each = resident().saturating_sub(before) / count;
     println!(
         "accounts: {count} of {days} days, {} records, {:.0} MB, restored in {took:.2} s; \
          {} bytes of changelog and {each} of memory an account",
@@ -65,7 +65,7 @@ fn identities(count: u64) {
         kept.len(),
         to_f64(count) / took / 1e6,
         to_f64(bytes as u64) / to_f64(count),
-        to_f64(resident() - before) / to_f64(count),
+        to_f64(resident().saturating_sub(before)) / to_f64(count),
     );
 }
 
