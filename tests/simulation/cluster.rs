@@ -278,10 +278,12 @@ impl Cluster {
         if let Some(task) = process.tasks.get_mut(chosen) {
             let lags = task.input.1 == self.world.lagging && random.random_bool(0.8);
             let read = if lags { 1 } else { task.read(&self.log, count) };
-            if read == 0 && self.has_ended(task.input.1) && random.random_bool(0.3) {
-                if let Machine::Meter(meter) = &mut task.machine {
-                    meter.go_idle();
-                }
+            if read == 0
+                && self.has_ended(task.input.1)
+                && random.random_bool(0.3)
+                && let Machine::Meter(meter) = &mut task.machine
+            {
+                meter.go_idle();
             }
         }
         self.processes.insert(id, process);

@@ -194,7 +194,7 @@ fn faults_change_nothing_that_is_published() {
         let share = share.unwrap_or_else(|failure| panic!("{failure}"));
         total.iter_mut().zip(share).for_each(|(total, more)| *total += more);
     }
-    let quiet = total.iter().any(|count| *count == 0);
+    let quiet = total.contains(&0);
     assert!(!quiet || seeds().count() < 30, "the worlds are too quiet: {total:?}");
 }
 
