@@ -6,21 +6,14 @@
 
 #![expect(clippy::print_stdout, reason = "what a bench is for")]
 
+mod state;
+
 use std::time::Instant;
 
-use flopwatch::config::Config;
 use flopwatch::detector::Stage;
-use flopwatch::detector::account::Account;
 use flopwatch::detector::dedup::{Dedup, Identity};
-use flopwatch::detector::event::Record;
-use flopwatch::detector::internal::{AccountSum, UsagePacker};
-use flopwatch::detector::measure::Measure;
-use flopwatch::detector::names::Names;
-use flopwatch::detector::outbox::{Outbox, Output};
-use flopwatch::detector::time::{Span, Timestamp};
-use flopwatch::detector::window::Place;
-
-const START: Timestamp = Timestamp(1_767_225_600_000_000_000);
+use flopwatch::detector::time::Span;
+use state::{START, Templates, stage};
 
 fn main() {
     let numbers: Vec<u64> = std::env::args().skip(1).filter_map(|text| text.parse().ok()).collect();
@@ -29,34 +22,18 @@ fn main() {
     identities(number(2, 20_000_000));
 }
 
-type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
-
-/// One account's state is made by the stage itself; the others are copies under other names.
 fn accounts(count: u64, days: u64) {
-    let template = account_changes(days);
-    let named = |number: u64| format!("acct-{number:09}");
-    let mut changes: Changes = Vec::new();
-    for number in 0..count {
-        for (key, value) in &template {
-            let name = named(0);
-            let Some(at) =
-                key.len().checked_sub(name.len()).filter(|at| key[*at..] == *name.as_bytes())
-            else {
-                continue;
-            };
-            changes.push(([&key[..at], named(number).as_bytes()].concat(), value.clone()));
-        }
-    }
-    let bytes: usize =
-        changes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
+    let template = Templates::new(days);
+    let changes: Vec<_> = (0..count).flat_map(|number| template.account(number)).collect();
+    let bytes: usize = changes.iter().map(|(key, value)| key.len() + value.len()).sum();
     let before = resident();
     let mut account = stage();
     let began = Instant::now();
     for (key, value) in &changes {
-        account.restore(key, value.as_deref()).expect("own state");
+        account.restore(key, Some(value)).expect("own state");
     }
     let took = began.elapsed().as_secs_f64();
-    let each = (resident() - before) / count;
+    let each = resident().saturating_sub(before) / count;
     println!(
         "accounts: {count} of {days} days, {} records, {:.0} MB, restored in {took:.2} s; \
          {} bytes of changelog and {each} of memory an account",
@@ -66,71 +43,16 @@ fn accounts(count: u64, days: u64) {
     );
 }
 
-fn stage() -> Account {
-    let config = Config::from_text("bench", "").expect("the defaults are valid");
-    Account::new(config.rules, config.policies, 0, 1)
-}
-
-/// The changelog of an account that used 64 H100s all the time, compacted.
-fn account_changes(days: u64) -> Changes {
-    let mut account = stage();
-    let mut names = Names::default();
-    let id = names.intern("acct-000000000");
-    let place = Place {
-        region: names.intern("eu-west-1"),
-        fabric: names.intern("pod-17"),
-        accelerator: names.intern("nvidia-h100-sxm"),
-    };
-    let measure = Measure {
-        accelerator_ms: 64 * 3_600_123,
-        flop: 75_226_060_871,
-        flop_allocated: 227_957_760_123,
-        flop_theoretical: 455_938_560_321,
-    };
-    let mut kept = std::collections::BTreeMap::new();
-    for hour in 0..days * 24 {
-        let tag = START.plus(Span::hours(hour));
-        let slice_end = tag.plus(Span::hours(1));
-        let mut packer = UsagePacker::new(0, 1, &names);
-        packer.add(&AccountSum { account: id, tag, slice_end, place, measure });
-        let value = packer.finish(Some(slice_end), false).pop().expect("one record");
-        let record =
-            Record { offset: hour, timestamp: None, key: None, value: Some(&value), headers: &[] };
-        let mut outbox = Outbox::default();
-        account.process(&record, &mut outbox).expect("own record");
-        account.seal(&mut outbox);
-        for output in outbox.outputs {
-            if let Output::Change { key, value } = output {
-                kept.insert(key, value);
-            }
-        }
-    }
-    kept.into_iter().filter(|(_, value)| value.is_some()).collect()
-}
-
 /// Identities of two hours, as the changelog holds them after compaction.
 fn identities(count: u64) {
     let horizon = Span::hours(2);
-    let mut live = Dedup::new(horizon);
-    let mut kept = std::collections::BTreeMap::new();
-    let step = horizon.0 / count;
-    for number in 0..count {
-        let time = START.plus(Span(number * step));
-        live.insert(Identity::new("meter", &number.to_string()), time);
-        if number % 20_000 == 0 {
-            live.log(time, |change| {
-                kept.insert((change.bucket, change.block), change.value);
-            });
-        }
-    }
-    drop(live);
-    kept.retain(|_, value| value.is_some());
-    let bytes: usize = kept.values().flatten().map(Vec::len).sum();
+    let kept = state::identities(count, START.plus(horizon));
+    let bytes: usize = kept.values().map(Vec::len).sum();
     let before = resident();
     let mut dedup = Dedup::new(horizon);
     let began = Instant::now();
     for ((bucket, block), value) in &kept {
-        dedup.restore(*bucket, *block, value.as_deref()).expect("own state");
+        dedup.restore(*bucket, *block, Some(value)).expect("own state");
     }
     let last = START.plus(horizon);
     let found = dedup.was_counted(Identity::new("meter", "7"), last, START);
@@ -143,7 +65,7 @@ fn identities(count: u64) {
         kept.len(),
         to_f64(count) / took / 1e6,
         to_f64(bytes as u64) / to_f64(count),
-        to_f64(resident() - before) / to_f64(count),
+        to_f64(resident().saturating_sub(before)) / to_f64(count),
     );
 }
 

@@ -192,6 +192,9 @@ impl Stage for Account {
             self.announced = Some(step);
         }
         self.log(outbox);
+        if self.names.is_crowded() {
+            self.free_names();
+        }
     }
 
     fn position(&self) -> Option<u64> {
@@ -574,6 +577,18 @@ impl Account {
             let key = StateKey::Align.bytes();
             outbox.push(Output::Change { key, value: Some(writer.finish()) });
         }
+    }
+
+    /// Names that neither state nor waiting sums refer to; nothing else outlives a commit.
+    fn free_names(&mut self) {
+        let Self { names, accounts, align, .. } = self;
+        let waiting = align.pending();
+        let waiting = waiting.flat_map(|sum| [sum.account].into_iter().chain(sum.place.names()));
+        let held = accounts.iter().flat_map(|(&id, account)| {
+            let sites = account.sites.keys().copied();
+            [id, account.owner].into_iter().chain(sites).chain(account.sums.windows.names())
+        });
+        names.keep(waiting.chain(held));
     }
 
     fn restore_head(&mut self, key: &str, value: &[u8]) -> Result<(), StageError> {

@@ -76,6 +76,11 @@ impl<T> Align<T> {
         self.inputs.values().map(|input| input.gap)
     }
 
+    /// Entries not yet released.
+    pub fn pending(&self) -> impl Iterator<Item = &T> {
+        self.pending.values().flatten()
+    }
+
     /// Takes in one record: its entries first, then what it says of its input.
     pub fn read(
         &mut self,

@@ -103,6 +103,20 @@ impl<'a> Reader<'a> {
     }
 
     pub fn unsigned(&mut self) -> Read<u128> {
+        // nearly all are short, and 64 bits are cheaper to shift than 128
+        let mut low = 0u64;
+        for (index, byte) in self.0.iter().enumerate().take(9) {
+            low |= u64::from(byte & 0x7f) << (7 * index);
+            if byte & 0x80 == 0 {
+                self.0 = &self.0[index + 1..];
+                return Ok(low.into());
+            }
+        }
+        self.long_unsigned()
+    }
+
+    #[cold]
+    fn long_unsigned(&mut self) -> Read<u128> {
         let mut value = 0u128;
         for (index, byte) in self.0.iter().enumerate().take(19) {
             value |= u128::from(byte & 0x7f) << (7 * index);

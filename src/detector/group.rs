@@ -18,7 +18,7 @@ use super::internal::{
 use super::judge::{Behind, Description, Subject};
 use super::key_state::{KeyState, StateKey, check_stamp, write_stamp};
 use super::measure::Measure;
-use super::names::Names;
+use super::names::{NameId, Names};
 use super::outbox::{Outbox, Output};
 use super::policy::{OriginMatch, Policies, Scope};
 use super::rules::Rules;
@@ -129,6 +129,14 @@ impl Group {
                 .map(|(end, measure)| (key.scope, self.names.text(key.name), end, measure))
         })
     }
+
+    /// How many accounts each owner and country has with a retained slice, by scope and key.
+    pub fn members(&self) -> impl Iterator<Item = (Scope, &str, u64)> {
+        self.groups.iter().map(|(key, group)| {
+            let accounts = group.accounts.len() as u64;
+            (key.scope, self.names.text(key.name), group.members.max(accounts))
+        })
+    }
 }
 
 impl GroupKey {
@@ -161,6 +169,9 @@ impl Stage for Group {
     fn seal(&mut self, outbox: &mut Outbox) {
         self.committed = self.align.step();
         self.log(outbox);
+        if self.names.is_crowded() {
+            self.free_names();
+        }
     }
 
     fn position(&self) -> Option<u64> {
@@ -325,6 +336,26 @@ impl Group {
             let key = StateKey::Align.bytes();
             outbox.push(Output::Change { key, value: Some(writer.finish()) });
         }
+    }
+}
+
+impl Group {
+    /// Names that neither state nor waiting entries refer to; nothing else outlives a commit.
+    fn free_names(&mut self) {
+        let Self { names, groups, align, .. } = self;
+        let waiting = align.pending().flat_map(|entry| {
+            let (group, names) = match entry {
+                Entry::Sum(sum) => (sum.group, sum.place.names()),
+                Entry::Membership(membership) => {
+                    (membership.group, [membership.account, NameId::EMPTY, NameId::EMPTY])
+                }
+            };
+            [group.name].into_iter().chain(names)
+        });
+        let held = groups
+            .iter()
+            .flat_map(|(key, group)| [key.name].into_iter().chain(group.sums.windows.names()));
+        names.keep(waiting.chain(held));
     }
 }
 

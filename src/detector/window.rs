@@ -30,6 +30,12 @@ pub struct Place {
     pub accelerator: NameId,
 }
 
+impl Place {
+    pub fn names(self) -> [NameId; 3] {
+        [self.region, self.fabric, self.accelerator]
+    }
+}
+
 /// The sums of one key.
 #[derive(Debug, Default)]
 pub struct Windows {
@@ -250,6 +256,11 @@ impl Windows {
         self.tiers[0].left = left;
     }
 
+    /// Every name that it refers to, some more than once.
+    pub fn names(&self) -> impl Iterator<Item = NameId> {
+        self.places.iter().flat_map(|slot| slot.place.names())
+    }
+
     fn place_index(&mut self, place: Place) -> u32 {
         let held = |slot: &PlaceSlot| slot.cells > 0 && slot.place == place;
         let found = if self.places.len() <= FEW_PLACES {
@@ -394,15 +405,20 @@ impl Windows {
         if id.number > Timestamp::LIMIT.0 / (SLICES * rules.slice.0) {
             return Err(damaged("a block of accepted years"));
         }
-        let block = value.map(|value| Block::restore(id.number, value)).transpose()?;
         // the last slice of the block that holds cells
         let mut last = None;
-        if let Some(block) = &block {
-            for place in block.places() {
-                self.slot(place)?.cells += 1;
-            }
-            block.each_cell(|within, _, _| last = last.max(Some(within)));
-        }
+        let mut counted = Ok(());
+        let take = |value| {
+            Block::restore(id.number, value, |within, place| {
+                last = last.max(Some(within));
+                match self.slot(place) {
+                    Ok(slot) => slot.cells += 1,
+                    Err(error) => counted = Err(error),
+                }
+            })
+        };
+        let block = value.map(take).transpose()?;
+        counted?;
         let places = &mut self.places;
         let tier = &mut self.tiers[tier];
         let at = tier.blocks.partition_point(|known| known.number() < id.number);

@@ -108,6 +108,9 @@ fn gap(stage: Stage, committed: u64, (low, high): (u64, u64)) -> u64 {
     if is_internal && low == high && removed == 1 { 0 } else { removed }
 }
 
+/// How long to wait for one changelog when none has had anything.
+const PATIENCE: Duration = Duration::from_millis(2);
+
 /// One changelog partition on its way to its end.
 struct Reading {
     /// The tasks it restores: more than one METER once usage has grown.
@@ -136,18 +139,22 @@ pub(crate) fn restore(
     let mut readings = open(tasks, shared, prober)?;
     let mut batch = Batch::new(client::BATCH);
     let mut reported = began;
+    let mut patience = PATIENCE;
     while !readings.is_empty() {
         if interrupted(u32::try_from(readings.len()).unwrap_or(u32::MAX)) {
             return Ok(Restored::Interrupted);
         }
+        let before = reached(&readings);
         let mut still = Vec::with_capacity(readings.len());
         for mut reading in readings {
-            if advance(&mut reading, tasks, &mut batch, began)? {
+            if advance(&mut reading, tasks, &mut batch, (patience, began))? {
                 finish(&reading, tasks, began);
             } else {
                 still.push(reading);
             }
         }
+        // nobody waits for one changelog while another has something
+        patience = if reached(&still) == before { PATIENCE } else { Duration::ZERO };
         readings = still;
         if reported.elapsed() >= Duration::from_secs(5) {
             reported = Instant::now();
@@ -159,6 +166,11 @@ pub(crate) fn restore(
         task.check_restored(shared)?;
     }
     Ok(Restored::Complete)
+}
+
+/// Offsets read so far; it changes as well when one is done.
+fn reached(readings: &[Reading]) -> (usize, u64) {
+    (readings.len(), readings.iter().map(|reading| reading.reached).sum())
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -199,7 +211,7 @@ fn advance(
     reading: &mut Reading,
     tasks: &mut [Task],
     batch: &mut Batch,
-    began: Instant,
+    (patience, began): (Duration, Instant),
 ) -> Result<bool, Trouble> {
     let mut complete = false;
     let mut bytes = 0_u64;
@@ -210,7 +222,7 @@ fn advance(
             "changelog {topic:?}, partition {partition}: {detail}"
         )))
     };
-    batch.read(queue, Duration::from_millis(5), |polled| {
+    batch.read(queue, patience, |polled| {
         match polled {
             Polled::Record(record) => {
                 let key = record.key.ok_or_else(|| unreadable(&"a record without a key"))?;

@@ -86,6 +86,12 @@ impl Publisher {
         if let Some(fatal) = undelivered.as_ref().and_then(hopeless) {
             return Err(Trouble::Fatal(fatal));
         }
+        if undelivered.is_none() && topology::code(&error) == RDKafkaErrorCode::MessageSizeTooLarge
+        {
+            let text = "an output is larger than message.max.bytes: raise it under [kafka.client], \
+                        and the topic's max.message.bytes with it";
+            return Err(Trouble::Fatal(Fatal::Broker(text.into())));
+        }
         let cause = cause(&error);
         let detail = undelivered.map_or_else(
             || error.to_string(),

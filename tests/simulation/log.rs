@@ -15,6 +15,7 @@ pub(crate) enum Topic {
     MeterState,
     AccountState,
     GroupState,
+    Accounts,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,15 +56,18 @@ pub(crate) struct Transaction {
 }
 
 impl Log {
-    /// Appends outside of any transaction, as a metering pipeline does.
-    pub(crate) fn append(&mut self, at: TopicPartition, value: Vec<u8>) {
-        self.partitions.entry(at).or_default().append(Vec::new(), Some(value), true);
+    /// Appends outside of any transaction, as a metering pipeline and a directory do.
+    pub(crate) fn append(&mut self, at: TopicPartition, key: Vec<u8>, value: Option<Vec<u8>>) {
+        self.partitions.entry(at).or_default().append(key, value, true);
     }
 
     /// Everything becomes visible at once, followed by a marker on every partition.
     pub(crate) fn commit(&mut self, transaction: Transaction) {
         self.write(transaction.records, true);
-        self.positions.extend(transaction.positions);
+        for (at, position) in transaction.positions {
+            let before = self.positions.insert(at, position).unwrap_or_default();
+            assert!(before <= position, "{at:?}: the position went back");
+        }
     }
 
     /// Only offsets are taken up.

@@ -143,7 +143,8 @@ impl Bucket {
         self.next_block = blocks.keys().next_back().map_or(self.first_block, |last| last + 1);
         self.chunks = chunks.keys().next_back().map_or(0, |last| last + 1);
         let capacity = chunks.values().next().map_or(0, |chunk| chunk.capacity);
-        let mut slots: Vec<Entry> = Vec::new();
+        let sound = chunks.values().map(|chunk| chunk.slots.len()).sum::<usize>();
+        let mut slots: Vec<Entry> = Vec::with_capacity(sound);
         for (index, chunk) in (0u32..).zip(&chunks) {
             if *chunk.0 == index && chunk.1.capacity == capacity {
                 slots.extend_from_slice(&chunk.1.slots);

@@ -70,12 +70,6 @@ impl Block {
         }
     }
 
-    pub(super) fn places(&self) -> Vec<u32> {
-        let mut places = Vec::new();
-        self.each_cell(|_, place, _| places.push(place));
-        places
-    }
-
     /// Hands on the bytes if they changed, and closes the block unless it is to stay open.
     pub(super) fn log(&mut self, stays_open: bool, written: impl FnOnce(&[u8])) {
         let Content::Open(open) = &mut self.content else { return };
@@ -92,9 +86,14 @@ impl Block {
         }
     }
 
-    /// Takes the changelog's bytes as they are, if they are sound.
-    pub(super) fn restore(number: u64, bytes: &[u8]) -> Result<Self, StageError> {
-        each_cell(bytes, |_, _, _| ())?;
+    /// Takes the changelog's bytes as they are, if they are sound; `cell` is told the slice and
+    /// the place of each.
+    pub(super) fn restore(
+        number: u64,
+        bytes: &[u8],
+        mut cell: impl FnMut(u64, u32),
+    ) -> Result<Self, StageError> {
+        each_cell(bytes, |within, place, _| cell(within, place))?;
         Ok(Self { number, content: Content::Closed(bytes.into()) })
     }
 
