@@ -91,8 +91,8 @@ fn account_changes(days: u64) -> Changes {
     for hour in 0..days * 24 {
         let tag = START.plus(Span::hours(hour));
         let slice_end = tag.plus(Span::hours(1));
-        let mut packer = UsagePacker::new(0, 1, &names);
-        packer.add(&AccountSum { account: id, tag, slice_end, place, measure });
+        let mut packer = UsagePacker::new(0, 1, 0);
+        packer.add(&names, &AccountSum { account: id, tag, slice_end, place, measure });
         let value = packer.finish(Some(slice_end), false).pop().expect("one record");
         let record =
             Record { offset: hour, timestamp: None, key: None, value: Some(&value), headers: &[] };
@@ -116,7 +116,7 @@ fn identities(count: u64) {
     let step = horizon.0 / count;
     for number in 0..count {
         let time = START.plus(Span(number * step));
-        live.insert(Identity::new("meter", &number.to_string()), time);
+        live.insert(Identity::new("meter", number.to_string()), time);
         if number % 20_000 == 0 {
             live.log(time, |change| {
                 kept.insert((change.bucket, change.block), change.value);

@@ -16,8 +16,6 @@ mod pointer;
 mod protobuf;
 mod scalar;
 
-use std::borrow::Cow;
-
 use super::event::{Record, UsageEvent};
 use super::invalid::Invalid;
 pub use account::decode_account;
@@ -360,23 +358,22 @@ fn index(rest: &mut &[u8]) -> Option<u64> {
 
 /// The event on its own, for one that was decoded from a temporary buffer.
 fn owned(event: UsageEvent<'_>) -> UsageEvent<'static> {
-    let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
     UsageEvent {
-        id: own(event.id),
-        source: own(event.source),
-        account_id: own(event.account_id),
-        resource_id: own(event.resource_id),
-        region: own(event.region),
-        fabric_id: own(event.fabric_id),
-        accelerator: own(event.accelerator),
-        instance_type: own(event.instance_type),
+        id: event.id.into_owned(),
+        source: event.source.into_owned(),
+        account_id: event.account_id.into_owned(),
+        resource_id: event.resource_id.into_owned(),
+        region: event.region.into_owned(),
+        fabric_id: event.fabric_id.into_owned(),
+        accelerator: event.accelerator.into_owned(),
+        instance_type: event.instance_type.into_owned(),
         quantity: event.quantity,
         start: event.start,
         end: event.end,
         time: event.time,
         kind: event.kind,
         telemetry: event.telemetry,
-        precision: own(event.precision),
+        precision: event.precision.into_owned(),
     }
 }
 
@@ -489,7 +486,7 @@ mod tests {
             for format in [Format::Auto, Format::Protobuf] {
                 let read =
                     read(&rules(format), &value).map(|(event, detected)| (event.id, detected));
-                let expected = right.then_some((Cow::Borrowed("a"), Detected::Confluent));
+                let expected = right.then_some(("a".into(), Detected::Confluent));
                 assert_eq!(read.ok(), expected, "{indexes:?}");
             }
         }

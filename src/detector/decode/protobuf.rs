@@ -6,10 +6,9 @@
 //! are refused. One exception: a `kind` that no version of the proto names is refused, because its
 //! sign is unknown.
 
-use std::borrow::Cow;
-
 use crate::detector::event::{Kind, Telemetry, UsageEvent};
 use crate::detector::invalid::Invalid;
+use crate::detector::text::Text;
 use crate::detector::time::Timestamp;
 
 /// How deep messages and groups may nest, as in prost.
@@ -141,9 +140,8 @@ impl<'a> Wire<'a> {
     }
 
     #[inline]
-    fn text(&mut self, field: &'static str) -> Result<Cow<'a, str>, Fault> {
-        let text = std::str::from_utf8(self.bytes()?).map_err(|_| Fault::Utf8(field))?;
-        Ok(Cow::Borrowed(text))
+    fn text(&mut self, field: &'static str) -> Result<Text<'a>, Fault> {
+        Text::of(self.bytes()?).ok_or(Fault::Utf8(field))
     }
 
     /// Skips the value of an unknown field; `depth` bounds the recursion into groups.

@@ -13,7 +13,7 @@ const LEAST: usize = 64;
 #[derive(Debug)]
 pub(super) struct Filter {
     /// A power of two of lines.
-    lines: Vec<[u128; 4]>,
+    lines: Vec<Line>,
     /// Buckets in a generation.
     generation: u64,
     /// The newest generation, and the identities of each lane.
@@ -21,11 +21,31 @@ pub(super) struct Filter {
     filled: [usize; 4],
 }
 
+/// One line of the cache.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(align(64))]
+struct Line([u128; 4]);
+
+/// Which lanes of a line hold an identity's bits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lanes([bool; 4]);
+
+impl Lanes {
+    pub(super) fn is_none(self) -> bool {
+        self.0 == [false; 4]
+    }
+}
+
 impl Filter {
     /// For a horizon of this many buckets.
     pub(super) fn new(buckets: u64) -> Self {
-        let lines = vec![[0; 4]; LEAST];
+        let lines = vec![Line::default(); LEAST];
         Self { lines, generation: buckets.div_ceil(2), newest: 0, filled: [0; 4] }
+    }
+
+    /// Whether a horizon of this many identities would soon make it too small.
+    pub(super) fn is_small_for(&self, identities: usize) -> bool {
+        identities / 2 > self.lines.len() * LOAD
     }
 
     /// Empties it, with room for this many identities.
@@ -33,13 +53,25 @@ impl Filter {
         // half a horizon holds half of them, and some more are to come
         let lines = (identities / LOAD).next_power_of_two().max(LEAST);
         self.lines.clear();
-        self.lines.resize(lines, [0; 4]);
+        self.lines.resize(lines, Line::default());
         self.filled = [0; 4];
     }
 
-    pub(super) fn may_hold(&self, identity: Identity) -> bool {
+    /// Reads the identity's line.
+    #[expect(clippy::cast_possible_truncation, reason = "the value means nothing")]
+    pub(super) fn approach(&self, identity: Identity) -> u64 {
+        let (line, _) = self.place(identity);
+        self.lines[line].0[0] as u64
+    }
+
+    /// The lanes of the buckets that may hold the identity.
+    pub(super) fn lanes_of(&self, identity: Identity) -> Lanes {
         let (line, bits) = self.place(identity);
-        self.lines[line].iter().any(|lane| lane & bits == bits)
+        Lanes(self.lines[line].0.map(|lane| lane & bits == bits))
+    }
+
+    pub(super) fn is_in(&self, bucket: u64, Lanes(lanes): Lanes) -> bool {
+        lanes[lane(bucket / self.generation)]
     }
 
     /// Adds an identity of a bucket; true when it must be made larger first: fill it anew.
@@ -50,12 +82,12 @@ impl Filter {
             self.newest =
                 if generation - self.newest > LANES { generation - LANES } else { self.newest + 1 };
             let lane = lane(self.newest);
-            self.lines.iter_mut().for_each(|line| line[lane] = 0);
+            self.lines.iter_mut().for_each(|line| line.0[lane] = 0);
             self.filled[lane] = 0;
         }
         let lane = lane(generation);
         let (line, bits) = self.place(identity);
-        self.lines[line][lane] |= bits;
+        self.lines[line].0[lane] |= bits;
         self.filled[lane] += 1;
         self.filled[lane] > self.lines.len() * LOAD
     }
