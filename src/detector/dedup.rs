@@ -34,6 +34,8 @@ const BUCKET: Span = Span::seconds(300);
 
 /// Bytes of a length where identities are hashed.
 const LENGTH: usize = size_of::<u64>();
+/// Bytes of most identities.
+const SHORT: usize = 128;
 
 /// 80 bits of a hash, in the low bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,14 +46,23 @@ impl Identity {
     /// ("a", "bc") apart.
     pub fn new(source: impl AsRef<[u8]>, id: impl AsRef<[u8]>) -> Self {
         let (source, id) = (source.as_ref(), id.as_ref());
-        // hashing in one go takes a third of feeding the parts to a hasher
-        let mut text = [0; LENGTH + 2 * NAME_LIMIT];
-        let (body, all) = (LENGTH + source.len(), LENGTH + source.len() + id.len());
-        text[..LENGTH].copy_from_slice(&(source.len() as u64).to_le_bytes());
-        text[LENGTH..body].copy_from_slice(source);
-        text[body..all].copy_from_slice(id);
-        Self(xxh3_128(&text[..all]) >> table::OFFSET_BITS)
+        // hashing in one go takes a third of feeding the parts to a hasher, and clearing room for
+        // the longest names as long as hashing those that occur
+        Self(match LENGTH + source.len() + id.len() {
+            ..=SHORT => hash::<SHORT>(source, id),
+            _ => hash::<{ LENGTH + 2 * NAME_LIMIT }>(source, id),
+        })
     }
+}
+
+/// The upper bits of the hash of the first name's length and both names.
+fn hash<const ROOM: usize>(source: &[u8], id: &[u8]) -> u128 {
+    let mut text = [0; ROOM];
+    let (body, all) = (LENGTH + source.len(), LENGTH + source.len() + id.len());
+    text[..LENGTH].copy_from_slice(&(source.len() as u64).to_le_bytes());
+    text[LENGTH..body].copy_from_slice(source);
+    text[body..all].copy_from_slice(id);
+    xxh3_128(&text[..all]) >> table::OFFSET_BITS
 }
 
 /// The identities of one input partition.
@@ -212,12 +223,19 @@ impl Dedup {
         self.len() == 0
     }
 
-    /// Puts in place what was restored.
+    #[inline]
     fn settle(&mut self) {
-        if std::mem::take(&mut self.restoring) {
-            self.buckets.iter_mut().for_each(|(_, content)| content.settle());
-            self.fill_filter(self.len());
+        if self.restoring {
+            self.put_in_place();
         }
+    }
+
+    /// What was restored.
+    #[cold]
+    fn put_in_place(&mut self) {
+        self.restoring = false;
+        self.buckets.iter_mut().for_each(|(_, content)| content.settle());
+        self.fill_filter(self.len());
     }
 
     /// Makes the filter anew, for this many identities.

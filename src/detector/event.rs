@@ -112,6 +112,25 @@ impl UsageEvent<'_> {
     }
 
     fn validate_names(&self) -> Result<(), Invalid> {
+        let required = [&self.id, &self.source, &self.account_id];
+        let others = [
+            &self.resource_id,
+            &self.region,
+            &self.fabric_id,
+            &self.accelerator,
+            &self.instance_type,
+            &self.precision,
+        ];
+        let longest =
+            required.iter().chain(&others).fold(0, |longest, name| longest.max(name.len()));
+        if longest <= NAME_LIMIT && required.iter().all(|name| !name.is_empty()) {
+            return Ok(());
+        }
+        self.refuse_names()
+    }
+
+    #[cold]
+    fn refuse_names(&self) -> Result<(), Invalid> {
         let required = [
             (&self.id, Reason::Id, "id"),
             (&self.source, Reason::Source, "source"),

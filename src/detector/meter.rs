@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::changelog::{Reader, Writer, damaged};
-use super::decode::{decode, decode_line};
+use super::decode::{decode_into, decode_line};
 use super::dedup::{BlockChange, Dedup, Identity};
 use super::event::{Kind, Record, Telemetry, UsageEvent};
 use super::internal::UsagePacker;
@@ -222,11 +222,12 @@ impl Meter {
 
     /// What can be said of a record whatever came before it.
     fn prepare<'a>(&self, record: &Record<'a>, tally: &mut Tally) -> Result<Prepared<'a>, Invalid> {
-        let mut event = if self.lines {
-            decode_line(&self.rules.input, record)?
+        let mut event = UsageEvent::default();
+        if self.lines {
+            event = decode_line(&self.rules.input, record)?;
         } else {
-            decode(&self.rules.input, record)?
-        };
+            decode_into(&self.rules.input, record, &mut event)?;
+        }
         tally.telemetry_dropped += event.telemetry.drop_impossible();
         event.validate(&self.rules.time, record.timestamp)?;
         let identity = Identity::new(event.source.as_bytes(), event.id.as_bytes());

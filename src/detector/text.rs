@@ -20,6 +20,12 @@ impl<'a> Text<'a> {
             .then_some(Self(Cow::Borrowed(bytes)))
     }
 
+    /// Borrows bytes; `None` when they are not ASCII, and so need a closer look.
+    #[inline]
+    pub fn of_ascii(bytes: &'a [u8]) -> Option<Self> {
+        is_ascii(bytes).then_some(Self(Cow::Borrowed(bytes)))
+    }
+
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -49,32 +55,51 @@ impl<'a> Text<'a> {
 /// Whether two names are equal, without a call for a few bytes.
 #[inline]
 pub fn is_same(one: &[u8], other: &[u8]) -> bool {
-    if one.len() != other.len() {
-        return false;
+    one.len() == other.len() && {
+        let mut differ = 0;
+        each_word(one, other, |one, other| differ |= one ^ other);
+        differ == 0
     }
+}
+
+#[inline]
+fn is_ascii(bytes: &[u8]) -> bool {
+    const HIGH_BITS: u128 = u128::from_ne_bytes([0x80; 16]);
+    let mut seen = 0;
+    each_word(bytes, bytes, |word, _| seen |= word);
+    seen & HIGH_BITS == 0
+}
+
+/// Every byte of two names of one length, in words at the same places; the last word may overlap
+/// the one before.
+#[inline]
+fn each_word(one: &[u8], other: &[u8], mut word: impl FnMut(u128, u128)) {
     let (Some(last), Some(other_last)) = (one.last_chunk(), other.last_chunk()) else {
-        return one.iter().zip(other).all(|(one, other)| one == other);
+        return each_half(one, other, word);
     };
     let (words, _) = one.as_chunks();
     let (other_words, _) = other.as_chunks();
-    let last = u64::from_ne_bytes(*last) ^ u64::from_ne_bytes(*other_last);
-    let differ = words.iter().zip(other_words).fold(last, |differ, (one, other)| {
-        differ | (u64::from_ne_bytes(*one) ^ u64::from_ne_bytes(*other))
-    });
-    differ == 0
+    for (one, other) in words.iter().zip(other_words) {
+        word(u128::from_ne_bytes(*one), u128::from_ne_bytes(*other));
+    }
+    word(u128::from_ne_bytes(*last), u128::from_ne_bytes(*other_last));
 }
 
-/// Eight bytes at a time; the last eight may overlap those before.
+/// The same for fewer bytes than a word has.
 #[inline]
-fn is_ascii(bytes: &[u8]) -> bool {
-    const HIGH_BITS: u64 = 0x8080_8080_8080_8080;
-    let Some(last) = bytes.last_chunk() else {
-        return bytes.iter().fold(0, |seen, byte| seen | byte) < 0x80;
-    };
-    let (words, _) = bytes.as_chunks();
-    let seen =
-        words.iter().fold(u64::from_ne_bytes(*last), |seen, word| seen | u64::from_ne_bytes(*word));
-    seen & HIGH_BITS == 0
+fn each_half(one: &[u8], other: &[u8], mut word: impl FnMut(u128, u128)) {
+    let half = |bytes: &[u8; 8]| u128::from(u64::from_ne_bytes(*bytes));
+    match (one.first_chunk(), one.last_chunk(), other.first_chunk(), other.last_chunk()) {
+        (Some(first), Some(last), Some(other_first), Some(other_last)) => {
+            word(half(first), half(other_first));
+            word(half(last), half(other_last));
+        }
+        _ => {
+            for (one, other) in one.iter().zip(other) {
+                word(u128::from(*one), u128::from(*other));
+            }
+        }
+    }
 }
 
 /// Checks the bytes again: not for the hot path.

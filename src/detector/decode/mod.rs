@@ -108,7 +108,29 @@ pub struct InputRules {
 
 /// Decodes a record; the event borrows its bytes.
 pub fn decode<'a>(rules: &InputRules, record: &Record<'a>) -> Result<UsageEvent<'a>, Invalid> {
-    decode_as(rules, record).map(|(event, _)| event)
+    let mut event = UsageEvent::default();
+    decode_into(rules, record, &mut event)?;
+    Ok(event)
+}
+
+/// Decodes a record into an event that nothing was put into, so that it need not be moved.
+#[inline]
+pub fn decode_into<'a>(
+    rules: &InputRules,
+    record: &Record<'a>,
+    event: &mut UsageEvent<'a>,
+) -> Result<(), Invalid> {
+    if let Some(value) = record.value
+        && record.headers.is_empty()
+        && value.first() == Some(&b'\n')
+        && matches!(rules.format, Format::Auto | Format::Protobuf)
+        && !is_json(value)
+    {
+        // what most records are, on the shortest way
+        return protobuf::decode(value, event);
+    }
+    *event = decode_as(rules, record)?.0;
+    Ok(())
 }
 
 /// Decodes a line of a text file, which is a JSON object of some kind and never protobuf.
@@ -280,7 +302,11 @@ impl<'a> Body<'a> {
     fn event(self) -> Result<UsageEvent<'a>, Invalid> {
         match self {
             Self::Json(text) => Object::parse(text)?.event(),
-            Self::Bare(bytes) | Self::Framed(bytes) => protobuf::decode(bytes),
+            Self::Bare(bytes) | Self::Framed(bytes) => {
+                let mut event = UsageEvent::default();
+                protobuf::decode(bytes, &mut event)?;
+                Ok(event)
+            }
         }
     }
 
