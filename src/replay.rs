@@ -1,12 +1,15 @@
 //! The three stages driven from any source of records: what `replay`, `validate`, tests and benches
 //! run is what `run` runs.
 //!
-//! One METER task a source, one ACCOUNT and one GROUP task: results do not depend on how many
-//! partitions the internal topics have. The source that is furthest behind in event time is read
-//! first, so that memory stays bounded whatever the sources' pace.
+//! One METER task a source, each on a thread of its own, one ACCOUNT and one GROUP task: results do
+//! not depend on how many partitions the internal topics have. What METER tasks send is taken from
+//! the source that is furthest behind in event time, and no task is more than a few batches ahead,
+//! so that memory stays bounded whatever the sources' pace and the order is always the same.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
 
 use crate::detector::account::Account;
 use crate::detector::alert::{Alert, Sum};
@@ -22,11 +25,13 @@ use crate::detector::time::Timestamp;
 use crate::detector::{Stage, StageError};
 use crate::error::Fatal;
 
-/// Records read from one source before the next choice.
+/// Records that a METER task reads before it sends.
 const BATCH: usize = 4096;
+/// Batches that a METER task may be ahead.
+const AHEAD: usize = 4;
 
 /// Usage records of one partition, in order.
-pub trait Source {
+pub trait Source: Send {
     /// The next record's number (from 1, as dead letters name it) and value; `None` at the end.
     fn next(&mut self) -> Result<Option<(u64, &[u8])>, Fatal>;
 
@@ -77,25 +82,110 @@ pub fn replay(
     sources: Vec<Box<dyn Source + '_>>,
     sink: &mut dyn Sink,
 ) -> Result<Outcome, Fatal> {
-    let mut replay = Replay::new(rules, policies, &sources);
+    let mut replay = Replay::new(rules, policies);
     for record in accounts {
         replay.account.directory(record);
     }
-    let mut sources: Vec<Option<Box<dyn Source + '_>>> = sources.into_iter().map(Some).collect();
-    while let Some(index) = replay.furthest_behind(&sources) {
-        let source = sources[index].as_mut().expect("only open sources are chosen");
-        if !replay.read_batch(index, source.as_mut(), sink)? {
-            sources[index] = None;
-            replay.meters[index].go_idle();
+    let count = u32::try_from(sources.len()).expect("fewer than 2^32 sources");
+    thread::scope(|scope| {
+        let mut streams = Vec::with_capacity(sources.len());
+        for (partition, source) in (0..).zip(sources) {
+            let (sender, batches) = sync_channel(AHEAD);
+            let meter = Meter::new(Arc::clone(rules), partition, count, 1);
+            let meter = if source.is_text() { meter.over_lines() } else { meter };
+            scope.spawn(move || read(source, meter, &sender));
+            streams.push(Stream { batches: Some(batches), stream_time: None });
         }
-        replay.forward(index, sink)?;
-        sink.progress(&replay.tally);
+        // left early, the streams go first: a thread that cannot send ends
+        while let Some(index) = furthest_behind(&streams) {
+            replay.take(index, &mut streams[index], sink)?;
+        }
+        replay.finish(streams.iter().filter_map(|stream| stream.stream_time).max(), sink)
+    })
+}
+
+/// What a METER task made of some records.
+struct Batch {
+    outbox: Outbox,
+    stream_time: Option<Timestamp>,
+    /// Why it stops after them; what was refused before shows it.
+    stopped: Option<Fatal>,
+}
+
+/// What comes from one METER task.
+struct Stream {
+    /// `None` once the source has ended.
+    batches: Option<Receiver<Batch>>,
+    /// After the last batch taken.
+    stream_time: Option<Timestamp>,
+}
+
+fn furthest_behind(streams: &[Stream]) -> Option<usize> {
+    let open = (0..streams.len()).filter(|index| streams[*index].batches.is_some());
+    open.min_by_key(|index| streams[*index].stream_time)
+}
+
+/// A thread: feeds a source to its METER task until its end, an error, or nobody's listening.
+fn read(mut source: Box<dyn Source + '_>, mut meter: Meter, sender: &SyncSender<Batch>) {
+    let mut buffer = Buffer::default();
+    loop {
+        let mut outbox = Outbox::without_changes();
+        let unread = buffer.fill(source.as_mut());
+        let at = |error| stopped_at(source.as_ref(), error);
+        let counted = meter.process_all(&buffer.records(), &mut outbox).map_err(at);
+        let stopped = counted.and(unread).err();
+        let is_over = stopped.is_some() || buffer.is_last;
+        if is_over {
+            meter.go_idle();
+        }
+        if stopped.is_none() && meter.is_urgent() {
+            meter.seal(&mut outbox);
+        }
+        let batch = Batch { outbox, stream_time: meter.stream_time(), stopped };
+        if sender.send(batch).is_err() || is_over {
+            return;
+        }
     }
-    replay.finish(sink)
+}
+
+/// Records of a source, which lends one at a time.
+#[derive(Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+    /// Number of each record and where it ends.
+    ends: Vec<(u64, usize)>,
+    /// The source had no more.
+    is_last: bool,
+}
+
+impl Buffer {
+    fn fill(&mut self, source: &mut dyn Source) -> Result<(), Fatal> {
+        self.bytes.clear();
+        self.ends.clear();
+        while self.ends.len() < BATCH && !self.is_last {
+            match source.next()? {
+                Some((number, value)) => {
+                    self.bytes.extend_from_slice(value);
+                    self.ends.push((number, self.bytes.len()));
+                }
+                None => self.is_last = true,
+            }
+        }
+        Ok(())
+    }
+
+    fn records(&self) -> Vec<Record<'_>> {
+        let mut start = 0;
+        let record = |&(offset, end): &(u64, usize)| {
+            let value = Some(&self.bytes[start..end]);
+            start = end;
+            Record { offset, timestamp: None, key: None, value, headers: &[] }
+        };
+        self.ends.iter().map(record).collect()
+    }
 }
 
 struct Replay {
-    meters: Vec<Meter>,
     account: Account,
     group: Group,
     tally: Tally,
@@ -107,14 +197,8 @@ struct Replay {
 }
 
 impl Replay {
-    fn new(rules: &Arc<Rules>, policies: &Arc<Policies>, sources: &[Box<dyn Source + '_>]) -> Self {
-        let count = u32::try_from(sources.len()).expect("fewer than 2^32 sources");
-        let meters = (0..).zip(sources).map(|(partition, source)| {
-            let meter = Meter::new(Arc::clone(rules), partition, count, 1);
-            if source.is_text() { meter.over_lines() } else { meter }
-        });
+    fn new(rules: &Arc<Rules>, policies: &Arc<Policies>) -> Self {
         Self {
-            meters: meters.collect(),
             account: Account::new(Arc::clone(rules), Arc::clone(policies), 0, 1),
             group: Group::new(Arc::clone(rules), Arc::clone(policies)),
             tally: Tally::default(),
@@ -124,50 +208,22 @@ impl Replay {
         }
     }
 
-    fn furthest_behind(&self, sources: &[Option<Box<dyn Source + '_>>]) -> Option<usize> {
-        let open = (0..sources.len()).filter(|index| sources[*index].is_some());
-        open.min_by_key(|index| self.meters[*index].stream_time())
-    }
-
-    /// Feeds a batch to a meter; false at the source's end.
-    fn read_batch(
+    /// Takes the next batch of a stream, or its end.
+    fn take(
         &mut self,
         index: usize,
-        source: &mut dyn Source,
+        stream: &mut Stream,
         sink: &mut dyn Sink,
-    ) -> Result<bool, Fatal> {
-        let mut outbox = Outbox::without_changes();
-        let mut end = Ok(true);
-        for _ in 0..BATCH {
-            let Some((number, value)) = source.next()? else {
-                end = Ok(false);
-                break;
-            };
-            let record = Record {
-                offset: number,
-                timestamp: None,
-                key: None,
-                value: Some(value),
-                headers: &[],
-            };
-            if let Err(error) = self.meters[index].process(&record, &mut outbox) {
-                end = Err(stopped_at(source.place(number), error));
-                break;
-            }
-        }
-        // what was refused shows why the replay stops
-        self.take_meter_outputs(index, outbox, sink)?;
-        end
-    }
-
-    /// Sends a meter's sums on when its watermark moved or it went idle.
-    fn forward(&mut self, index: usize, sink: &mut dyn Sink) -> Result<(), Fatal> {
-        if !self.meters[index].is_urgent() {
+    ) -> Result<(), Fatal> {
+        let batches = stream.batches.as_ref().expect("only open streams are chosen");
+        let Ok(batch) = batches.recv() else {
+            stream.batches = None;
             return Ok(());
-        }
-        let mut outbox = Outbox::without_changes();
-        self.meters[index].seal(&mut outbox);
-        self.take_meter_outputs(index, outbox, sink)
+        };
+        stream.stream_time = batch.stream_time;
+        self.take_meter_outputs(index, batch.outbox, sink)?;
+        sink.progress(&self.tally);
+        batch.stopped.map_or(Ok(()), Err)
     }
 
     fn take_meter_outputs(
@@ -233,8 +289,8 @@ impl Replay {
     }
 
     /// Every watermark goes to infinity.
-    fn finish(mut self, sink: &mut dyn Sink) -> Result<Outcome, Fatal> {
-        if let Some(last) = self.meters.iter().filter_map(Meter::stream_time).max() {
+    fn finish(mut self, last: Option<Timestamp>, sink: &mut dyn Sink) -> Result<Outcome, Fatal> {
+        if let Some(last) = last {
             self.group.end_at(last);
             let mut outbox = Outbox::without_changes();
             self.account.finish(last, &mut outbox);
@@ -277,11 +333,12 @@ fn internal_record<'a>(offset: &mut u64, value: &'a [u8]) -> Record<'a> {
 }
 
 /// METER's error at a record of a source.
-fn stopped_at(place: String, error: StageError) -> Fatal {
+fn stopped_at(source: &dyn Source, error: StageError) -> Fatal {
     match error {
-        StageError::TooManyInvalid { limit, last, .. } => Fatal::Input(format!(
-            "{place}: {limit} invalid records in a row before this one ({}: {}): mend the file or \
+        StageError::TooManyInvalid { offset, limit, last } => Fatal::Input(format!(
+            "{}: {limit} invalid records in a row before this one ({}: {}): mend the file or \
              input.format, or raise dead_letter.max_consecutive",
+            source.place(offset),
             last.reason.name(),
             last.detail
         )),

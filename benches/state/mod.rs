@@ -85,8 +85,8 @@ impl Template {
             let tag = START.plus(Span::hours(hour));
             let slice_end = tag.plus(Span::hours(1));
             let measure = measure(hour * VARIANTS + variant);
-            let mut packer = UsagePacker::new(0, 1, &names);
-            packer.add(&AccountSum { account: id, tag, slice_end, place, measure });
+            let mut packer = UsagePacker::new(0, 1, 0);
+            packer.add(&names, &AccountSum { account: id, tag, slice_end, place, measure });
             let value = packer.finish(Some(slice_end), false).pop().expect("one record");
             for value in accounts.feed(&mut account, hour, &value) {
                 groups.feed(&mut group, forwarded, &value);
@@ -172,7 +172,7 @@ pub(crate) fn identities(count: u64, end: Timestamp) -> BTreeMap<(u64, u32), Vec
     let start = end.minus(horizon);
     for number in 0..count {
         let time = start.plus(Span(number * step));
-        live.insert(Identity::new("meter", &number.to_string()), time);
+        live.insert(Identity::new("meter", number.to_string()), time);
         if number % 20_000 == 0 {
             live.log(time, |change| {
                 kept.insert((change.bucket, change.block), change.value);

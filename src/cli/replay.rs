@@ -1,12 +1,12 @@
 //! `flopwatch replay`: the production stages over files.
 
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -97,11 +97,11 @@ struct DeadLetterLine<'a> {
 pub fn execute(args: &Args) -> Result<(), Fatal> {
     let config = Config::load(args.config.as_deref())?;
     let accounts = read_accounts(&args.accounts, &config)?;
-    let position = Rc::new(Cell::new(0));
+    let position = Arc::new(AtomicU64::new(0));
     let mut total = 0;
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
     for path in &args.usage {
-        let source = FileSource::open(path, Rc::clone(&position))?;
+        let source = FileSource::open(path, Arc::clone(&position))?;
         total += source.file.total();
         sources.push(Box::new(source));
     }
@@ -152,12 +152,12 @@ pub fn read_accounts(paths: &[PathBuf], config: &Config) -> Result<Vec<AccountRe
 pub struct FileSource {
     file: RecordFile,
     /// Bytes read so far by all sources together.
-    position: Rc<Cell<u64>>,
+    position: Arc<AtomicU64>,
     counted: u64,
 }
 
 impl FileSource {
-    pub fn open(path: &Path, position: Rc<Cell<u64>>) -> Result<Self, Fatal> {
+    pub fn open(path: &Path, position: Arc<AtomicU64>) -> Result<Self, Fatal> {
         Ok(Self { file: RecordFile::open(path)?, position, counted: 0 })
     }
 }
@@ -165,8 +165,10 @@ impl FileSource {
 impl Source for FileSource {
     fn next(&mut self) -> Result<Option<(u64, &[u8])>, Fatal> {
         let position = self.file.position();
-        self.position.set(self.position.get() + position - self.counted);
-        self.counted = position;
+        if position != self.counted {
+            self.position.fetch_add(position - self.counted, Ordering::Relaxed);
+            self.counted = position;
+        }
         Ok(self.file.next()?.map(|record| (record.number, record.value)))
     }
 
@@ -185,7 +187,7 @@ struct Files<'a> {
     shadow_alerts: Lines,
     dead_letters: Lines,
     progress: ProgressBar,
-    position: Rc<Cell<u64>>,
+    position: Arc<AtomicU64>,
 }
 
 impl Sink for Files<'_> {
@@ -215,7 +217,7 @@ impl Sink for Files<'_> {
     }
 
     fn progress(&mut self, tally: &Tally) {
-        self.progress.set_position(self.position.get());
+        self.progress.set_position(self.position.load(Ordering::Relaxed));
         if !self.progress.is_hidden() {
             self.progress.set_message(format!(
                 "{} events, {} dead letters, {} alerts firing",

@@ -205,7 +205,7 @@ impl PlainSums {
                 allocated: integer(quantity * seconds * peaks.dense16 / 1e9),
                 theoretical: integer(quantity * seconds * peaks.dense_max / 1e9),
             };
-            plain.accounts.entry(event.account_id.into_owned()).or_default().add(sums);
+            plain.accounts.entry(event.account_id.to_string()).or_default().add(sums);
         }
         plain
     }

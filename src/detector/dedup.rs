@@ -20,12 +20,11 @@ mod bucket;
 mod filter;
 mod table;
 
-use std::collections::BTreeMap;
-
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::StageError;
 use super::changelog::damaged;
+use super::event::NAME_LIMIT;
 use super::time::{Span, Timestamp};
 use bucket::Bucket;
 use filter::Filter;
@@ -33,25 +32,46 @@ use filter::Filter;
 /// Times within a bucket fit the 48 bits that an entry has for them.
 const BUCKET: Span = Span::seconds(300);
 
+/// Bytes of a length where identities are hashed.
+const LENGTH: usize = size_of::<u64>();
+/// Bytes of most identities.
+const SHORT: usize = 128;
+
 /// 80 bits of a hash, in the low bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity(u128);
 
 impl Identity {
-    pub fn new(source: &str, id: &str) -> Self {
-        let mut hasher = Xxh3::new();
-        // the length keeps ("ab", "c") and ("a", "bc") apart
-        hasher.update(&(source.len() as u64).to_le_bytes());
-        hasher.update(source.as_bytes());
-        hasher.update(id.as_bytes());
-        Self(hasher.digest128() >> table::OFFSET_BITS)
+    /// Of two names, each of at most `NAME_LIMIT` bytes; their lengths keep ("ab", "c") and
+    /// ("a", "bc") apart.
+    pub fn new(source: impl AsRef<[u8]>, id: impl AsRef<[u8]>) -> Self {
+        let (source, id) = (source.as_ref(), id.as_ref());
+        // hashing in one go takes a third of feeding the parts to a hasher, and clearing room for
+        // the longest names as long as hashing those that occur
+        Self(match LENGTH + source.len() + id.len() {
+            ..=SHORT => hash::<SHORT>(source, id),
+            _ => hash::<{ LENGTH + 2 * NAME_LIMIT }>(source, id),
+        })
     }
+}
+
+/// The upper bits of the hash of the first name's length and both names.
+fn hash<const ROOM: usize>(source: &[u8], id: &[u8]) -> u128 {
+    let mut text = [0; ROOM];
+    let (body, all) = (LENGTH + source.len(), LENGTH + source.len() + id.len());
+    text[..LENGTH].copy_from_slice(&(source.len() as u64).to_le_bytes());
+    text[LENGTH..body].copy_from_slice(source);
+    text[body..all].copy_from_slice(id);
+    xxh3_128(&text[..all]) >> table::OFFSET_BITS
 }
 
 /// The identities of one input partition.
 #[derive(Debug)]
 pub struct Dedup {
-    buckets: BTreeMap<u64, Bucket>,
+    /// By number, ascending; what comes belongs to the last few.
+    buckets: Vec<(u64, Bucket)>,
+    /// Buckets in a horizon.
+    per_horizon: usize,
     filter: Filter,
     /// Read from the changelog and not yet put in place.
     restoring: bool,
@@ -67,50 +87,85 @@ pub struct BlockChange {
 
 impl Dedup {
     pub fn new(horizon: Span) -> Self {
-        let filter = Filter::new(horizon.0 / BUCKET.0 + 1);
-        Self { buckets: BTreeMap::new(), filter, restoring: false }
+        let buckets = horizon.0 / BUCKET.0 + 1;
+        let per_horizon = usize::try_from(buckets).expect("a horizon of years has fewer");
+        let filter = Filter::new(buckets);
+        Self { buckets: Vec::new(), per_horizon, filter, restoring: false }
+    }
+
+    /// Reads what the next two will look at, so that the processor fetches it while it does the
+    /// same for other identities; what it returns means nothing, but must be used.
+    pub fn approach(&self, identity: Identity, time: Timestamp) -> u64 {
+        let table = match self.find(time.0 / BUCKET.0) {
+            Ok(index) => self.buckets[index].1.approach(identity),
+            Err(_) => 0,
+        };
+        table ^ self.filter.approach(identity)
     }
 
     /// Whether the identity was counted with a time at or after `bound`; the event's own `time` is
     /// at or after it.
     pub fn was_counted(&mut self, identity: Identity, time: Timestamp, bound: Timestamp) -> bool {
         self.settle();
-        let own = time.0 / BUCKET.0;
-        let counted_in = |bucket: u64, content: &Bucket| {
-            content.time_of(identity).is_some_and(|offset| at(bucket, offset) >= bound)
+        let counted_in = |(bucket, content): &(u64, Bucket)| {
+            content.time_of(identity).is_some_and(|offset| at(*bucket, offset) >= bound)
         };
-        if self.buckets.get(&own).is_some_and(|content| counted_in(own, content)) {
+        let own = self.find(time.0 / BUCKET.0);
+        if own.is_ok_and(|index| counted_in(&self.buckets[index])) {
             return true;
         }
-        self.filter.may_hold(identity)
-            && self.buckets.iter().any(|(&bucket, content)| counted_in(bucket, content))
+        let lanes = self.filter.lanes_of(identity);
+        let may_hold = |(bucket, _): &&(u64, Bucket)| self.filter.is_in(*bucket, lanes);
+        !lanes.is_none() && self.buckets.iter().filter(may_hold).any(counted_in)
     }
 
     pub fn insert(&mut self, identity: Identity, time: Timestamp) {
         self.settle();
-        let bucket = time.0 / BUCKET.0;
-        let content = self.buckets.entry(bucket).or_default();
-        content.insert(identity, time.0 % BUCKET.0);
-        if self.filter.add(bucket, identity) {
-            self.fill_filter();
+        let number = time.0 / BUCKET.0;
+        let index = self.find(number).unwrap_or_else(|index| self.open(index, number));
+        self.buckets[index].1.insert(identity, time.0 % BUCKET.0);
+        if self.filter.add(number, identity) {
+            self.fill_filter(self.len());
         }
+    }
+
+    /// Where the bucket of that number is, or would be.
+    fn find(&self, number: u64) -> Result<usize, usize> {
+        match self.buckets.iter().rposition(|(other, _)| *other <= number) {
+            Some(index) if self.buckets[index].0 == number => Ok(index),
+            Some(index) => Err(index + 1),
+            None => Err(0),
+        }
+    }
+
+    /// A bucket of that number; one that follows the others will hold about as much.
+    fn open(&mut self, index: usize, number: u64) -> usize {
+        let capacity = match self.buckets.last() {
+            Some((_, last)) if index == self.buckets.len() => last.len(),
+            Some(_) | None => 0,
+        };
+        let horizon = capacity * self.per_horizon;
+        if self.filter.is_small_for(horizon) {
+            self.fill_filter(horizon);
+        }
+        self.buckets.insert(index, (number, Bucket::with_capacity(capacity)));
+        index
     }
 
     /// Every time a bucket holds lies before `bound`: it leaves, and with it what the changelog
     /// has of it.
     pub fn expire(&mut self, bound: Timestamp, mut removed: impl FnMut(BlockChange)) {
         self.settle();
-        while let Some(first) = self.buckets.first_entry()
-            && bound >= at(first.key() + 1, 0)
-        {
-            let (bucket, content) = first.remove_entry();
+        let is_over = |(bucket, _): &(u64, Bucket)| bound >= at(bucket + 1, 0);
+        let over = self.buckets.iter().take_while(|bucket| is_over(bucket)).count();
+        for (bucket, content) in self.buckets.drain(..over) {
             content.logged().for_each(|block| removed(BlockChange { bucket, block, value: None }));
         }
     }
 
     /// Something was inserted since the last `log`.
     pub fn has_news(&self) -> bool {
-        self.buckets.values().any(Bucket::has_news)
+        self.buckets.iter().any(|(_, content)| content.has_news())
     }
 
     /// What the changelog lacks: blocks of what was inserted since the last call, and a few chunks
@@ -119,7 +174,8 @@ impl Dedup {
         self.settle();
         // enough that a bucket is written within its own length, and little for one commit
         let mut chunks = 2;
-        for (&bucket, content) in &mut self.buckets {
+        for (bucket, content) in &mut self.buckets {
+            let bucket = *bucket;
             let mut write = |block, value| written(BlockChange { bucket, block, value });
             content.log_news(&mut write);
             if now >= at(bucket + 2, 0) {
@@ -130,7 +186,7 @@ impl Dedup {
 
     /// For who keeps no changelog.
     pub fn forget_changes(&mut self) {
-        self.buckets.values_mut().for_each(Bucket::forget_news);
+        self.buckets.iter_mut().for_each(|(_, content)| content.forget_news());
     }
 
     /// Takes one record of the changelog.
@@ -146,36 +202,48 @@ impl Dedup {
             return Err(damaged("a block of identities"));
         }
         self.restoring = true;
-        let content = self.buckets.entry(bucket).or_default();
+        let index = self.find(bucket).unwrap_or_else(|index| {
+            self.buckets.insert(index, (bucket, Bucket::default()));
+            index
+        });
+        let (_, content) = &mut self.buckets[index];
         content.restore(block, value)?;
         if content.is_empty() {
-            self.buckets.remove(&bucket);
+            self.buckets.remove(index);
         }
         Ok(())
     }
 
     /// Identities held; those of a restore once the first record has been processed.
     pub fn len(&self) -> usize {
-        self.buckets.values().map(Bucket::len).sum()
+        self.buckets.iter().map(|(_, content)| content.len()).sum()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Puts in place what was restored.
+    #[inline]
     fn settle(&mut self) {
-        if std::mem::take(&mut self.restoring) {
-            self.buckets.values_mut().for_each(Bucket::settle);
-            self.fill_filter();
+        if self.restoring {
+            self.put_in_place();
         }
     }
 
-    fn fill_filter(&mut self) {
-        self.filter.clear(self.len());
-        for (&bucket, content) in &self.buckets {
+    /// What was restored.
+    #[cold]
+    fn put_in_place(&mut self) {
+        self.restoring = false;
+        self.buckets.iter_mut().for_each(|(_, content)| content.settle());
+        self.fill_filter(self.len());
+    }
+
+    /// Makes the filter anew, for this many identities.
+    fn fill_filter(&mut self, identities: usize) {
+        self.filter.clear(identities);
+        for (bucket, content) in &self.buckets {
             for identity in content.identities() {
-                self.filter.add(bucket, identity);
+                self.filter.add(*bucket, identity);
             }
         }
     }
@@ -187,6 +255,8 @@ fn at(bucket: u64, offset: u64) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     const HORIZON: Span = Span::hours(2);
@@ -196,7 +266,7 @@ mod tests {
     }
 
     fn identity(number: u64) -> Identity {
-        Identity::new("meter", &number.to_string())
+        Identity::new(b"meter", number.to_string().as_bytes())
     }
 
     fn logged(dedup: &mut Dedup, now: Timestamp) -> Vec<BlockChange> {
@@ -219,7 +289,7 @@ mod tests {
 
     #[test]
     fn source_and_id_are_told_apart() {
-        assert_ne!(Identity::new("ab", "c"), Identity::new("a", "bc"));
+        assert_ne!(Identity::new(b"ab", b"c"), Identity::new(b"a", b"bc"));
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! A usage event as decoded from a record, whose bytes it borrows, and what makes it valid.
 
-use std::borrow::Cow;
-
 use super::invalid::{Invalid, Reason};
 use super::rules::TimeRules;
+use super::text::Text;
 use super::time::{Span, Timestamp};
 
 /// Longest name in bytes: ids, regions, fabrics, accelerators.
@@ -73,14 +72,14 @@ impl Telemetry {
 /// One decoded metering fact. Names are borrowed from the record unless JSON escapes forbid it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct UsageEvent<'a> {
-    pub id: Cow<'a, str>,
-    pub source: Cow<'a, str>,
-    pub account_id: Cow<'a, str>,
-    pub resource_id: Cow<'a, str>,
-    pub region: Cow<'a, str>,
-    pub fabric_id: Cow<'a, str>,
-    pub accelerator: Cow<'a, str>,
-    pub instance_type: Cow<'a, str>,
+    pub id: Text<'a>,
+    pub source: Text<'a>,
+    pub account_id: Text<'a>,
+    pub resource_id: Text<'a>,
+    pub region: Text<'a>,
+    pub fabric_id: Text<'a>,
+    pub accelerator: Text<'a>,
+    pub instance_type: Text<'a>,
     /// Accelerators, or instances when only `instance_type` is given.
     pub quantity: f64,
     pub start: Timestamp,
@@ -89,7 +88,7 @@ pub struct UsageEvent<'a> {
     pub time: Timestamp,
     pub kind: Kind,
     pub telemetry: Telemetry,
-    pub precision: Cow<'a, str>,
+    pub precision: Text<'a>,
 }
 
 impl UsageEvent<'_> {
@@ -113,6 +112,25 @@ impl UsageEvent<'_> {
     }
 
     fn validate_names(&self) -> Result<(), Invalid> {
+        let required = [&self.id, &self.source, &self.account_id];
+        let others = [
+            &self.resource_id,
+            &self.region,
+            &self.fabric_id,
+            &self.accelerator,
+            &self.instance_type,
+            &self.precision,
+        ];
+        let longest =
+            required.iter().chain(&others).fold(0, |longest, name| longest.max(name.len()));
+        if longest <= NAME_LIMIT && required.iter().all(|name| !name.is_empty()) {
+            return Ok(());
+        }
+        self.refuse_names()
+    }
+
+    #[cold]
+    fn refuse_names(&self) -> Result<(), Invalid> {
         let required = [
             (&self.id, Reason::Id, "id"),
             (&self.source, Reason::Source, "source"),

@@ -4,11 +4,13 @@ use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
 use prost::Message;
+use prost::encoding::encode_varint;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::StageError;
 use super::align::Announcement;
 use super::changelog::{unzigzag, zigzag};
+use super::event::NAME_LIMIT;
 use super::measure::Measure;
 use super::names::{NameId, Names};
 use super::policy::Scope;
@@ -65,27 +67,21 @@ pub struct Membership {
 }
 
 /// Names of one record, numbered as they first occur.
-#[derive(Debug)]
-struct LocalNames<'a> {
-    names: &'a Names,
+#[derive(Debug, Default)]
+struct LocalNames {
     local: HashMap<NameId, u32, FixedState>,
     texts: Vec<String>,
     bytes: usize,
 }
 
-impl<'a> LocalNames<'a> {
-    fn new(names: &'a Names) -> Self {
-        let local = HashMap::with_hasher(FixedState::default());
-        Self { names, local, texts: Vec::new(), bytes: 0 }
-    }
-
+impl LocalNames {
     /// Index 0 is the empty name and is not sent.
-    fn index(&mut self, name: NameId) -> u32 {
+    fn index(&mut self, names: &Names, name: NameId) -> u32 {
         if name == NameId::EMPTY {
             return 0;
         }
         *self.local.entry(name).or_insert_with(|| {
-            let text = self.names.text(name);
+            let text = names.text(name);
             self.bytes += text.len() + 4;
             self.texts.push(text.to_owned());
             u32::try_from(self.texts.len()).expect("bounded by the record's size")
@@ -100,66 +96,123 @@ impl<'a> LocalNames<'a> {
 }
 
 /// Packs METER's sums for one target partition.
-#[derive(Debug)]
-pub struct UsagePacker<'a> {
-    names: LocalNames<'a>,
+///
+/// A sum is written as it comes: there may be one for every event. The bytes are those of
+/// `proto::AccountUsage`, as a test says.
+#[derive(Debug, Default)]
+pub struct UsagePacker {
     input: u32,
     inputs: u32,
-    sums: Vec<proto::AccountSum>,
-    records: Vec<proto::AccountUsage>,
     gap: u64,
+    names: LocalNames,
+    /// The last sum's account and place, as often the next one's, and their indices.
+    last: ([NameId; 4], [u32; 4]),
+    sums: Vec<u8>,
+    /// An entry and its measure while they are written.
+    scratch: (Vec<u8>, Vec<u8>),
+    /// Names and sums of the records that are full.
+    full: Vec<(Vec<String>, Vec<u8>)>,
 }
 
-impl<'a> UsagePacker<'a> {
-    pub fn new(input: u32, inputs: u32, names: &'a Names) -> Self {
-        let names = LocalNames::new(names);
-        Self { names, input, inputs, sums: Vec::new(), records: Vec::new(), gap: 0 }
+impl UsagePacker {
+    /// Retention removed `gap` of the input's records before they were read.
+    pub fn new(input: u32, inputs: u32, gap: u64) -> Self {
+        Self { input, inputs, gap, ..Self::default() }
     }
 
-    /// Retention removed this many of the input's records before they were read.
-    pub fn mark_gap(&mut self, records: u64) {
-        self.gap = records;
+    pub fn is_empty(&self) -> bool {
+        self.sums.is_empty() && self.full.is_empty()
     }
 
-    pub fn add(&mut self, sum: &AccountSum) {
-        let packed = proto::AccountSum {
-            account: self.names.index(sum.account),
-            region: self.names.index(sum.place.region),
-            fabric: self.names.index(sum.place.fabric),
-            accelerator: self.names.index(sum.place.accelerator),
-            tag_unix_nano: sum.tag.0,
-            slice_end_unix_nano: sum.slice_end.0,
-            measure: Some(pack(&sum.measure)),
-        };
-        self.sums.push(packed);
+    pub fn add(&mut self, names: &Names, sum: &AccountSum) {
+        let Place { region, fabric, accelerator } = sum.place;
+        let ids = [sum.account, region, fabric, accelerator];
+        for (index, (id, last)) in self.last.1.iter_mut().zip(ids.iter().zip(self.last.0)) {
+            if *id != last {
+                *index = self.names.index(names, *id);
+            }
+        }
+        self.last.0 = ids;
+        self.write(sum);
         // the next entry's own names fit into what is left below Kafka's limit
-        if self.sums.len() * ENTRY_SIZE + self.names.bytes > RECORD_LIMIT - 4 * ENTRY_SIZE {
+        if self.sums.len() + self.names.bytes > RECORD_LIMIT - 4 * NAME_LIMIT - ENTRY_SIZE {
             self.cut();
         }
+    }
+
+    /// One entry of `AccountUsage.sums`.
+    fn write(&mut self, sum: &AccountSum) {
+        let Measure { accelerator_ms, flop, flop_allocated, flop_theoretical } = sum.measure;
+        let values = [accelerator_ms, flop, flop_allocated, flop_theoretical].map(halves);
+        let (entry, measure) = &mut self.scratch;
+        entry.clear();
+        measure.clear();
+        for (field, index) in (1..).zip(self.last.1) {
+            varint(field, u64::from(index), entry);
+        }
+        fixed(5, sum.tag.0, entry);
+        fixed(6, sum.slice_end.0, entry);
+        for (field, (low, _)) in (1..).zip(values) {
+            varint(field, low, measure);
+        }
+        for (field, (_, high)) in (5..).zip(values) {
+            varint(field, high, measure);
+        }
+        message(7, measure, entry);
+        message(6, entry, &mut self.sums);
+    }
+
+    fn cut(&mut self) {
+        self.full.push((self.names.take(), std::mem::take(&mut self.sums)));
+        self.last = ([NameId::EMPTY; 4], [0; 4]);
     }
 
     /// The records; the last one carries the watermark and the idle flag.
     pub fn finish(mut self, watermark: Option<Timestamp>, idle: bool) -> Vec<Vec<u8>> {
-        if !self.sums.is_empty() || self.records.is_empty() {
+        if !self.sums.is_empty() || self.full.is_empty() {
             self.cut();
         }
-        let last = self.records.last_mut().expect("at least one record");
-        last.watermark_unix_nano = watermark.unwrap_or_default().0;
-        last.idle = idle;
-        self.records.iter().map(Message::encode_to_vec).collect()
+        let full = std::mem::take(&mut self.full);
+        let last = full.len() - 1;
+        let mut records = Vec::with_capacity(full.len());
+        for (number, (names, sums)) in full.into_iter().enumerate() {
+            let is_last = number == last;
+            let head = proto::AccountUsage {
+                input_partition: self.input,
+                partitions: self.inputs,
+                watermark_unix_nano: if is_last { watermark.unwrap_or_default().0 } else { 0 },
+                idle: is_last && idle,
+                names,
+                sums: Vec::new(),
+                gap_records: self.gap,
+            };
+            // the order of fields is free: sums go after the gap
+            let mut record = Vec::with_capacity(head.encoded_len() + sums.len());
+            head.encode(&mut record).expect("a vector has room");
+            record.extend_from_slice(&sums);
+            records.push(record);
+        }
+        records
     }
+}
 
-    fn cut(&mut self) {
-        self.records.push(proto::AccountUsage {
-            input_partition: self.input,
-            partitions: self.inputs,
-            watermark_unix_nano: 0,
-            idle: false,
-            gap_records: self.gap,
-            names: self.names.take(),
-            sums: std::mem::take(&mut self.sums),
-        });
+/// Writes protobuf fields; zeros are left out, as protobuf has it.
+fn varint(field: u32, value: u64, out: &mut Vec<u8>) {
+    if value != 0 {
+        encode_varint(u64::from(field << 3), out);
+        encode_varint(value, out);
     }
+}
+
+fn fixed(field: u32, value: u64, out: &mut Vec<u8>) {
+    encode_varint(u64::from(field << 3 | 1), out);
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
+fn message(field: u32, bytes: &[u8], out: &mut Vec<u8>) {
+    encode_varint(u64::from(field << 3 | 2), out);
+    encode_varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
 }
 
 /// Reads METER's record; its names join `names`.
@@ -192,7 +245,8 @@ pub fn unpack_usage(
 /// Packs what one step of ACCOUNT's sends to one target partition.
 #[derive(Debug)]
 pub struct GroupPacker<'a> {
-    names: LocalNames<'a>,
+    all: &'a Names,
+    names: LocalNames,
     input: u32,
     inputs: u32,
     tag: Timestamp,
@@ -202,18 +256,18 @@ pub struct GroupPacker<'a> {
 
 impl<'a> GroupPacker<'a> {
     pub fn new(input: u32, inputs: u32, tag: Timestamp, names: &'a Names) -> Self {
-        let names = LocalNames::new(names);
+        let (all, names) = (names, LocalNames::default());
         let record = proto::GroupUsage::default();
-        Self { names, input, inputs, tag, record, records: Vec::new() }
+        Self { all, names, input, inputs, tag, record, records: Vec::new() }
     }
 
     pub fn add(&mut self, sum: &GroupSum) {
         let packed = proto::GroupSum {
             country: sum.group.scope == Scope::Country,
-            key: self.names.index(sum.group.name),
-            region: self.names.index(sum.place.region),
-            fabric: self.names.index(sum.place.fabric),
-            accelerator: self.names.index(sum.place.accelerator),
+            key: self.names.index(self.all, sum.group.name),
+            region: self.names.index(self.all, sum.place.region),
+            fabric: self.names.index(self.all, sum.place.fabric),
+            accelerator: self.names.index(self.all, sum.place.accelerator),
             tier: sum.tier.map_or(0, |tier| u32::try_from(tier + 1).expect("few tiers")),
             slice_end_unix_nano: sum.slice_end.0,
             measure: Some(pack(&sum.measure)),
@@ -225,8 +279,8 @@ impl<'a> GroupPacker<'a> {
     pub fn add_membership(&mut self, membership: &Membership) {
         let packed = proto::Membership {
             country: membership.group.scope == Scope::Country,
-            key: self.names.index(membership.group.name),
-            account: self.names.index(membership.account),
+            key: self.names.index(self.all, membership.group.name),
+            account: self.names.index(self.all, membership.account),
             member: membership.member,
             facts: membership.facts.clone(),
         };
@@ -428,8 +482,8 @@ mod tests {
                 },
             })
             .collect();
-        let mut packer = UsagePacker::new(3, 4, &names);
-        sums.iter().for_each(|sum| packer.add(sum));
+        let mut packer = UsagePacker::new(3, 4, 0);
+        sums.iter().for_each(|sum| packer.add(&names, sum));
         let records = packer.finish(Some(Timestamp(600)), true);
         assert!(records.len() > 1);
         assert!(records.iter().all(|record| record.len() <= RECORD_LIMIT));

@@ -4,27 +4,26 @@
 //! slice); `seal` sends every sum, so that this stage's own state is stream time, idle flag and
 //! identities, never sums. It makes no assumption about the input key.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use foldhash::fast::FixedState;
-
 use super::changelog::{Reader, Writer, damaged};
-use super::decode::{decode, decode_line};
+use super::decode::{decode_into, decode_line};
 use super::dedup::{BlockChange, Dedup, Identity};
-use super::event::{Kind, Record, UsageEvent};
-use super::internal::{self, AccountSum, UsagePacker};
+use super::event::{Kind, Record, Telemetry, UsageEvent};
+use super::internal::UsagePacker;
 use super::invalid::{Invalid, Reason};
-use super::measure::{Measure, measure, split};
-use super::names::{NameId, Names, UNKNOWN_PREFIX};
-use super::outbox::{DeadLetter, Outbox, Output};
+use super::measure::measure;
+use super::outbox::{DeadLetter, Outbox, Output, Tally};
 use super::rules::Rules;
+use super::sums::{self, Candidate, Hardware, KindNames, Sums};
 use super::time::Timestamp;
-use super::window::Place;
 use super::{Stage, StageError};
 
 /// Interned names are forgotten at a commit once there are this many.
 const NAME_LIMIT: usize = 1 << 20;
+/// Records that are decoded before the first of them is counted: enough to wait for the memory of
+/// all at once, few enough to stay in the nearest cache.
+const GROUP: usize = 16;
 
 #[derive(Debug)]
 pub struct Meter {
@@ -36,11 +35,10 @@ pub struct Meter {
     partitions: u32,
     /// Records are lines of a text file.
     lines: bool,
-    stream_time: Option<Timestamp>,
+    clock: Clock,
     idle: bool,
     dedup: Dedup,
-    names: Names,
-    sums: HashMap<SumKey, Measure, FixedState>,
+    sums: Sums,
     /// Undecodable or invalid records in a row; state, so that a restart does not start afresh.
     invalid_in_a_row: u64,
     /// Records that retention removed before they were read.
@@ -53,12 +51,39 @@ pub struct Meter {
     removed: Vec<BlockChange>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct SumKey {
-    account: NameId,
-    tag: Timestamp,
-    slice_end: Timestamp,
-    place: Place,
+/// Stream time and what follows from it, worked out when it passes into another epoch.
+#[derive(Debug, Default)]
+struct Clock {
+    stream_time: Option<Timestamp>,
+    watermark: Timestamp,
+    /// The watermark after this one.
+    next: Timestamp,
+}
+
+impl Clock {
+    fn set(&mut self, stream_time: Timestamp, rules: &Rules) {
+        self.stream_time = Some(stream_time);
+        if stream_time >= self.next || stream_time < self.watermark {
+            self.watermark = stream_time.floor(rules.time.epoch);
+            self.next = self.watermark.plus(rules.time.epoch);
+        }
+    }
+}
+
+/// What counting a valid event takes.
+struct Prepared<'a> {
+    identity: Identity,
+    time: Timestamp,
+    start: Timestamp,
+    end: Timestamp,
+    kind: Kind,
+    /// As the event gives it, before an instance's count.
+    quantity: f64,
+    utilization: f64,
+    names: KindNames<'a>,
+    /// Of the names.
+    hash: u64,
+    candidate: Candidate,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,11 +105,10 @@ impl Meter {
             targets,
             partitions,
             lines: false,
-            stream_time: None,
+            clock: Clock::default(),
             idle: false,
             dedup,
-            names: Names::default(),
-            sums: HashMap::with_hasher(FixedState::default()),
+            sums: Sums::default(),
             invalid_in_a_row: 0,
             gap: 0,
             position: None,
@@ -102,11 +126,11 @@ impl Meter {
 
     /// The partition's stream time, floored to the epoch.
     pub fn watermark(&self) -> Option<Timestamp> {
-        self.stream_time.map(|time| time.floor(self.rules.time.epoch))
+        self.clock.stream_time.map(|_| self.clock.watermark)
     }
 
     pub fn stream_time(&self) -> Option<Timestamp> {
-        self.stream_time
+        self.clock.stream_time
     }
 
     /// The usage topic has been found to have this many partitions.
@@ -132,23 +156,21 @@ impl Meter {
 
 impl Stage for Meter {
     fn process(&mut self, record: &Record<'_>, outbox: &mut Outbox) -> Result<(), StageError> {
-        outbox.tally.read += 1;
-        self.idle = false;
-        match self.accept(record, outbox) {
-            Ok(Some((event, identity))) => self.count(&event, identity, outbox),
-            Ok(None) => outbox.tally.duplicate += 1,
-            Err(invalid) => self.refuse(record, invalid, outbox)?,
-        }
-        self.position = Some(record.offset + 1);
-        Ok(())
+        self.process_all(std::slice::from_ref(record), outbox)
+    }
+
+    fn process_all(
+        &mut self,
+        records: &[Record<'_>],
+        outbox: &mut Outbox,
+    ) -> Result<(), StageError> {
+        records.chunks(GROUP).try_for_each(|group| self.process_group(group, outbox))
     }
 
     fn seal(&mut self, outbox: &mut Outbox) {
         self.forward(outbox);
         self.log(outbox);
-        if self.names.len() > NAME_LIMIT {
-            self.names = Names::default();
-        }
+        self.sums.bound_names(NAME_LIMIT);
     }
 
     fn position(&self) -> Option<u64> {
@@ -170,41 +192,111 @@ impl Stage for Meter {
     }
 }
 
-/// One record, step by step.
+/// A few records, step by step.
 impl Meter {
-    /// The event if it is to be counted, `None` if it was counted before.
-    fn accept<'a>(
+    /// Decodes all, then counts one after the other: by then what the first step asked memory for
+    /// has come.
+    fn process_group(
         &mut self,
-        record: &Record<'a>,
+        records: &[Record<'_>],
         outbox: &mut Outbox,
-    ) -> Result<Option<(UsageEvent<'a>, Identity)>, Invalid> {
-        let mut event = if self.lines {
-            decode_line(&self.rules.input, record)?
+    ) -> Result<(), StageError> {
+        let mut prepared: Vec<Result<Prepared<'_>, Invalid>> =
+            records.iter().map(|record| self.prepare(record, &mut outbox.tally)).collect();
+        self.approach(&mut prepared);
+        for (record, prepared) in records.iter().zip(&prepared) {
+            outbox.tally.read += 1;
+            self.idle = false;
+            match prepared {
+                Ok(event) => match self.is_new(event) {
+                    Ok(true) => self.count(event, outbox),
+                    Ok(false) => outbox.tally.duplicate += 1,
+                    Err(late) => self.refuse(record, late, outbox)?,
+                },
+                Err(invalid) => self.refuse(record, invalid.clone(), outbox)?,
+            }
+            self.position = Some(record.offset + 1);
+        }
+        Ok(())
+    }
+
+    /// What can be said of a record whatever came before it.
+    fn prepare<'a>(&self, record: &Record<'a>, tally: &mut Tally) -> Result<Prepared<'a>, Invalid> {
+        let mut event = UsageEvent::default();
+        if self.lines {
+            event = decode_line(&self.rules.input, record)?;
         } else {
-            decode(&self.rules.input, record)?
-        };
-        outbox.tally.telemetry_dropped += event.telemetry.drop_impossible();
+            decode_into(&self.rules.input, record, &mut event)?;
+        }
+        tally.telemetry_dropped += event.telemetry.drop_impossible();
         event.validate(&self.rules.time, record.timestamp)?;
+        let identity = Identity::new(event.source.as_bytes(), event.id.as_bytes());
+        let utilization = self.utilization(&event.telemetry);
+        let UsageEvent { time, start, end, kind, quantity, .. } = event;
+        let names = [
+            event.account_id,
+            event.region,
+            event.fabric_id,
+            event.accelerator,
+            event.instance_type,
+        ];
+        let (hash, candidate) = (sums::hash_of(&names), Candidate::default());
+        Ok(Prepared {
+            identity,
+            time,
+            start,
+            end,
+            kind,
+            quantity,
+            utilization,
+            names,
+            hash,
+            candidate,
+        })
+    }
+
+    fn utilization(&self, telemetry: &Telemetry) -> f64 {
+        let central = self.rules.utilization.central;
+        match (telemetry.tensor_active, telemetry.utilization) {
+            (Some(tensor_active), _) => f64::from(tensor_active),
+            (None, Some(utilization)) => central * f64::from(utilization),
+            (None, None) => central,
+        }
+    }
+
+    /// Touches the memory that the group will need: the processor waits for one line no longer
+    /// than for many, as long as none depends on another.
+    fn approach(&self, prepared: &mut [Result<Prepared<'_>, Invalid>]) {
+        let mut near = 0;
+        for event in prepared.iter().flatten() {
+            near ^= self.dedup.approach(event.identity, event.time);
+            near ^= u64::from(self.sums.approach_index(event.hash));
+        }
+        for event in prepared.iter_mut().flatten() {
+            event.candidate = self.sums.candidate(event.hash);
+            near ^= self.sums.approach_kind(event.candidate);
+        }
+        for event in prepared.iter().flatten() {
+            near ^= self.sums.approach_sum(event.candidate);
+        }
+        std::hint::black_box(near);
+    }
+
+    /// Whether the event is to be counted: false for a duplicate.
+    fn is_new(&mut self, event: &Prepared<'_>) -> Result<bool, Invalid> {
         self.invalid_in_a_row = 0;
-        let identity = Identity::new(&event.source, &event.id);
-        let Some(stream_time) = self.stream_time else { return Ok(Some((event, identity))) };
-        self.check_retention(&event, stream_time)?;
+        let Some(stream_time) = self.clock.stream_time else { return Ok(true) };
+        self.check_retention(event)?;
         let horizon = stream_time.minus(self.rules.time.dedup_horizon);
         if event.time < horizon {
             let detail = format!("time {} is before the dedup horizon {horizon}", event.time);
             return Err(Invalid::new(Reason::BeyondHorizon, detail));
         }
-        let duplicate = self.dedup.was_counted(identity, event.time, horizon);
-        Ok((!duplicate).then_some((event, identity)))
+        Ok(!self.dedup.was_counted(event.identity, event.time, horizon))
     }
 
-    fn check_retention(
-        &self,
-        event: &UsageEvent<'_>,
-        stream_time: Timestamp,
-    ) -> Result<(), Invalid> {
-        let watermark = stream_time.floor(self.rules.time.epoch);
-        let oldest = watermark.minus(self.rules.longest_keep());
+    fn check_retention(&self, event: &Prepared<'_>) -> Result<(), Invalid> {
+        let oldest = self.clock.watermark.minus(self.rules.longest_keep());
         if event.end > oldest {
             return Ok(());
         }
@@ -212,48 +304,22 @@ impl Meter {
         Err(Invalid::new(Reason::BeyondRetention, detail))
     }
 
-    fn count(&mut self, event: &UsageEvent<'_>, identity: Identity, outbox: &mut Outbox) {
-        let (total, place) = self.measure(event, outbox);
-        self.dedup.insert(identity, event.time);
-        self.stream_time = self.stream_time.max(Some(event.time));
-        let tag = self.watermark().expect("an event was counted");
-        let slice = self.rules.finest().slice;
-        let judged = tag.minus(self.rules.time.lateness);
-        if event.kind == Kind::Usage && judged >= event.start.slice_end(slice) {
+    fn count(&mut self, event: &Prepared<'_>, outbox: &mut Outbox) {
+        self.dedup.insert(event.identity, event.time);
+        if self.clock.stream_time < Some(event.time) {
+            self.clock.set(event.time, &self.rules);
+        }
+        let Prepared { hash, names, start, end, .. } = event;
+        let kind = self.sums.kind(*hash, names, &self.rules.catalogue, self.targets);
+        let Hardware { count, peaks, unknown } = self.sums.hardware(kind);
+        let total = measure(event.quantity * count, end.since(*start), peaks, event.utilization);
+        let (tag, slice) = (self.clock.watermark, self.rules.finest().slice);
+        let first = self.sums.add(kind, tag, (*start, *end), slice, total);
+        if event.kind == Kind::Usage && tag.minus(self.rules.time.lateness) >= first {
             outbox.tally.late += 1;
         }
+        outbox.tally.unknown_accelerator += u64::from(unknown);
         outbox.tally.counted += 1;
-        let account = self.names.intern(&event.account_id);
-        split(total, event.start, event.end, slice, |slice_end, part| {
-            let key = SumKey { account, tag, slice_end, place };
-            *self.sums.entry(key).or_insert(Measure::ZERO) += part;
-        });
-    }
-
-    fn measure(&mut self, event: &UsageEvent<'_>, outbox: &mut Outbox) -> (Measure, Place) {
-        let resolved = self.rules.catalogue.resolve(&event.accelerator, &event.instance_type);
-        let central = self.rules.utilization.central;
-        let telemetry = &event.telemetry;
-        let utilization = match (telemetry.tensor_active, telemetry.utilization) {
-            (Some(tensor_active), _) => f64::from(tensor_active),
-            (None, Some(utilization)) => central * f64::from(utilization),
-            (None, None) => central,
-        };
-        let accelerators = event.quantity * resolved.count;
-        let length = event.end.since(event.start);
-        let total = measure(accelerators, length, resolved.peaks, utilization);
-        let accelerator = if resolved.unknown {
-            outbox.tally.unknown_accelerator += 1;
-            self.names.intern(&format!("{UNKNOWN_PREFIX}{}", resolved.key))
-        } else {
-            self.names.intern(resolved.key)
-        };
-        let place = Place {
-            region: self.names.intern(&event.region),
-            fabric: self.names.intern(&event.fabric_id),
-            accelerator,
-        };
-        (total, place)
     }
 
     /// To the dead letters, whole; too many in a row stop the process before the next.
@@ -263,9 +329,7 @@ impl Meter {
         invalid: Invalid,
         outbox: &mut Outbox,
     ) -> Result<(), StageError> {
-        if invalid.reason.is_late() {
-            self.invalid_in_a_row = 0;
-        } else {
+        if !invalid.reason.is_late() {
             let limit = self.rules.dead_letter_max_consecutive;
             if self.invalid_in_a_row >= limit {
                 let offset = record.offset;
@@ -301,26 +365,16 @@ impl Meter {
     fn forward(&mut self, outbox: &mut Outbox) {
         let now = self.announcement();
         let changed = self.announced != Some(now);
-        let mut by_target: Vec<Vec<(SumKey, Measure)>> = vec![Vec::new(); self.targets as usize];
-        for (key, sum) in self.sums.drain() {
-            let target = internal::partition_of(self.names.text(key.account), self.targets);
-            by_target[target as usize].push((key, sum));
-        }
-        for (target, mut sums) in (0..self.targets).zip(by_target) {
-            if sums.is_empty() && !changed {
+        // what the packers take names from is lent while sums leave
+        let mut sums = std::mem::take(&mut self.sums);
+        let mut packers: Vec<UsagePacker> = (0..self.targets)
+            .map(|_| UsagePacker::new(self.partition, self.partitions, now.gap))
+            .collect();
+        sums.drain(|names, target, sum| packers[target as usize].add(names, sum));
+        self.sums = sums;
+        for (target, packer) in (0..self.targets).zip(packers) {
+            if packer.is_empty() && !changed {
                 continue;
-            }
-            sums.sort_unstable_by_key(|(key, _)| *key);
-            let mut packer = UsagePacker::new(self.partition, self.partitions, &self.names);
-            packer.mark_gap(now.gap);
-            for (key, measure) in &sums {
-                packer.add(&AccountSum {
-                    account: key.account,
-                    tag: key.tag,
-                    slice_end: key.slice_end,
-                    place: key.place,
-                    measure: *measure,
-                });
             }
             for value in packer.finish(now.watermark, now.idle) {
                 outbox.push(Output::Forward { partition: target, value });
@@ -339,7 +393,7 @@ impl Meter {
             outbox.push(Output::Change { key, value: Some(head.clone()) });
             self.logged = Some(head);
         }
-        if let Some(stream_time) = self.stream_time {
+        if let Some(stream_time) = self.clock.stream_time {
             let horizon = stream_time.minus(self.rules.time.dedup_horizon);
             self.dedup.expire(horizon, |change| self.removed.push(change));
         }
@@ -350,14 +404,14 @@ impl Meter {
             outbox.push(Output::Change { key, value: change.value });
         };
         self.removed.drain(..).for_each(&mut push);
-        if let Some(stream_time) = self.stream_time {
+        if let Some(stream_time) = self.clock.stream_time {
             self.dedup.log(stream_time, push);
         }
     }
 
     fn head(&self) -> Vec<u8> {
         let mut writer = Writer::default();
-        writer.optional_time(self.stream_time);
+        writer.optional_time(self.clock.stream_time);
         writer.flag(self.idle);
         writer.unsigned(self.invalid_in_a_row);
         writer.unsigned(self.gap);
@@ -366,7 +420,9 @@ impl Meter {
 
     fn restore_head(&mut self, value: Option<&[u8]>) -> Result<(), StageError> {
         let mut reader = Reader::new(value.ok_or_else(|| damaged("the stream time"))?)?;
-        self.stream_time = reader.optional_time()?;
+        if let Some(stream_time) = reader.optional_time()? {
+            self.clock.set(stream_time, &self.rules);
+        }
         self.idle = reader.flag()?;
         self.invalid_in_a_row = reader.number()?;
         self.gap = reader.number()?;

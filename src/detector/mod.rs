@@ -32,6 +32,8 @@ pub mod outbox;
 pub mod policy;
 pub mod rules;
 pub mod run;
+pub mod sums;
+pub mod text;
 pub mod time;
 pub mod window;
 
@@ -47,6 +49,16 @@ use outbox::{Outbox, Output};
 pub trait Stage {
     /// Feeds the next input record, in order of offset.
     fn process(&mut self, record: &Record<'_>, outbox: &mut Outbox) -> Result<(), StageError>;
+
+    /// Feeds the next few records: the same as one after the other, and quicker where a stage can
+    /// look ahead.
+    fn process_all(
+        &mut self,
+        records: &[Record<'_>],
+        outbox: &mut Outbox,
+    ) -> Result<(), StageError> {
+        records.iter().try_for_each(|record| self.process(record, outbox))
+    }
 
     /// Before a commit: puts into the outbox what was gathered since the last one (sums, and the
     /// changelog of all that changed).

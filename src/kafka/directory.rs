@@ -147,9 +147,9 @@ impl Reader {
             for partition in &mut partitions {
                 batch.read(&partition.queue, Duration::ZERO, |polled| -> Result<(), Fatal> {
                     match polled {
-                        Polled::Record(record) => {
+                        Polled::Records(records) => {
                             idle = false;
-                            self.take(&record, complete);
+                            records.iter().for_each(|record| self.take(record, complete));
                         }
                         Polled::End { offset } => {
                             partition.at_end |= offset >= partition.mark;

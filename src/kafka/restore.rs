@@ -224,15 +224,17 @@ fn advance(
     };
     batch.read(queue, patience, |polled| {
         match polled {
-            Polled::Record(record) => {
-                let key = record.key.ok_or_else(|| unreadable(&"a record without a key"))?;
-                for &number in &*restored {
-                    let restored = tasks[number].restore(key, record.value);
-                    restored.map_err(|error| unreadable(&error))?;
+            Polled::Records(group) => {
+                for record in group {
+                    let key = record.key.ok_or_else(|| unreadable(&"a record without a key"))?;
+                    for &number in &*restored {
+                        let restored = tasks[number].restore(key, record.value);
+                        restored.map_err(|error| unreadable(&error))?;
+                    }
+                    *reached = record.offset + 1;
+                    *records += 1;
+                    bytes += length(Some(key)) + length(record.value);
                 }
-                *reached = record.offset + 1;
-                *records += 1;
-                bytes += length(Some(key)) + length(record.value);
             }
             Polled::End { offset } => {
                 *reached = offset.max(*reached);

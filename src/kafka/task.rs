@@ -309,11 +309,11 @@ impl Task {
         let more = batch
             .read(queue, Duration::ZERO, |polled| -> Result<(), StageError> {
                 match polled {
-                    Polled::Record(record) => {
-                        records += 1;
+                    Polled::Records(group) => {
+                        records += group.len();
                         *end = None;
-                        stage.process(&record, outbox)?;
-                        *next = record.offset + 1;
+                        stage.process_all(group, outbox)?;
+                        *next = group.last().map_or(*next, |last| last.offset + 1);
                     }
                     Polled::End { offset } => *end = Some(offset),
                     Polled::Failed(code) => failure = Some(code),

@@ -356,8 +356,8 @@ fn account_state(data: &[u8]) {
         place: Place::default(),
         measure: Measure { flop: 1, ..Default::default() },
     };
-    let mut packer = UsagePacker::new(0, 1, &names);
-    packer.add(&sum);
+    let mut packer = UsagePacker::new(0, 1, 0);
+    packer.add(&names, &sum);
     let mut outbox = Outbox::default();
     for (offset, value) in (1 << 40..).zip(packer.finish(Some(next), false)) {
         if stage.process(&internal(offset, &value), &mut outbox).is_err() {

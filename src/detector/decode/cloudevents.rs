@@ -27,13 +27,13 @@ pub(super) struct Envelope<'a> {
 impl<'a> Envelope<'a> {
     pub(super) fn apply(self, event: &mut UsageEvent<'a>) {
         if !self.id.is_empty() {
-            event.id = self.id;
+            event.id = self.id.into();
         }
         if !self.source.is_empty() {
-            event.source = self.source;
+            event.source = self.source.into();
         }
         if event.account_id.is_empty() {
-            event.account_id = self.subject;
+            event.account_id = self.subject.into();
         }
         if let Some(time) = self.time {
             event.time = time;

@@ -183,21 +183,21 @@ impl<'a> Values<'a, '_> {
     fn event(&self) -> Result<UsageEvent<'a>, Invalid> {
         let (start, end) = self.interval()?;
         Ok(UsageEvent {
-            id: self.name(Field::Id)?,
-            source: self.name(Field::Source)?,
-            account_id: self.name(Field::AccountId)?,
-            resource_id: self.name(Field::ResourceId)?,
-            region: self.name(Field::Region)?,
-            fabric_id: self.name(Field::FabricId)?,
-            accelerator: self.name(Field::Accelerator)?,
-            instance_type: self.name(Field::InstanceType)?,
+            id: self.name(Field::Id)?.into(),
+            source: self.name(Field::Source)?.into(),
+            account_id: self.name(Field::AccountId)?.into(),
+            resource_id: self.name(Field::ResourceId)?.into(),
+            region: self.name(Field::Region)?.into(),
+            fabric_id: self.name(Field::FabricId)?.into(),
+            accelerator: self.name(Field::Accelerator)?.into(),
+            instance_type: self.name(Field::InstanceType)?.into(),
             quantity: self.quantity(end.since(start))?,
             start,
             end,
             time: self.instant(Field::Time)?.unwrap_or(end),
             kind: self.raw(Field::Kind).map_or(Ok(Kind::Usage), json::kind)?,
             telemetry: self.telemetry()?,
-            precision: self.name(Field::Precision)?,
+            precision: self.name(Field::Precision)?.into(),
         })
     }
 
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(event.end.since(event.start), Span::seconds(1800));
         assert_eq!((event.quantity, event.time), (8.0, event.end));
         assert_eq!(event.telemetry.utilization, Some(0.93));
-        assert!(matches!(event.account_id, Cow::Borrowed(_)));
+        assert!(event.account_id.is_borrowed());
     }
 
     #[test]

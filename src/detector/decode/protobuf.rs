@@ -6,10 +6,9 @@
 //! are refused. One exception: a `kind` that no version of the proto names is refused, because its
 //! sign is unknown.
 
-use std::borrow::Cow;
-
 use crate::detector::event::{Kind, Telemetry, UsageEvent};
 use crate::detector::invalid::Invalid;
+use crate::detector::text::Text;
 use crate::detector::time::Timestamp;
 
 /// How deep messages and groups may nest, as in prost.
@@ -23,13 +22,26 @@ const GROUP: u32 = 3;
 const GROUP_END: u32 = 4;
 const FIXED32: u32 = 5;
 
-/// Decodes one bare message.
-pub(super) fn decode(bytes: &[u8]) -> Result<UsageEvent<'_>, Invalid> {
-    event(Wire { rest: bytes }).map_err(Fault::refuse)
+/// Decodes one bare message into an event that nothing was put into.
+pub(super) fn decode<'a>(bytes: &'a [u8], event: &mut UsageEvent<'a>) -> Result<(), Invalid> {
+    read(Wire { rest: bytes }, event).map_err(Fault::refuse)
 }
 
-fn event(mut wire: Wire<'_>) -> Result<UsageEvent<'_>, Fault> {
-    let mut event = UsageEvent::default();
+fn read<'a>(mut wire: Wire<'a>, event: &mut UsageEvent<'a>) -> Result<(), Fault> {
+    // every encoder writes fields in order, so the next one is known; what is not as expected here
+    // is left to the loop, which takes any field at any place
+    wire.next_text(0x0A, &mut event.id);
+    wire.next_text(0x12, &mut event.source);
+    wire.next_text(0x1A, &mut event.account_id);
+    wire.next_text(0x22, &mut event.resource_id);
+    wire.next_text(0x2A, &mut event.region);
+    wire.next_text(0x32, &mut event.fabric_id);
+    wire.next_text(0x3A, &mut event.accelerator);
+    wire.next_text(0x42, &mut event.instance_type);
+    wire.next_fixed(0x49, |bytes| event.quantity = f64::from_le_bytes(bytes));
+    wire.next_fixed(0x51, |bytes| event.start = Timestamp(u64::from_le_bytes(bytes)));
+    wire.next_fixed(0x59, |bytes| event.end = Timestamp(u64::from_le_bytes(bytes)));
+    wire.next_fixed(0x61, |bytes| event.time = Timestamp(u64::from_le_bytes(bytes)));
     let mut kind = 0;
     while !wire.rest.is_empty() {
         match wire.key()? {
@@ -49,8 +61,7 @@ fn event(mut wire: Wire<'_>) -> Result<UsageEvent<'_>, Fault> {
             0x68 => kind = wire.varint()? & 0xFFFF_FFFF,
             0x72 => telemetry(Wire { rest: wire.bytes()? }, &mut event.telemetry)?,
             0x7A => event.precision = wire.text("precision")?,
-            key if key >> 3 <= 15 => return Err(Fault::WireType { message: "event", key }),
-            key => wire.skip(key, NESTING_LIMIT)?,
+            key => wire.unknown("event", 15, key, NESTING_LIMIT)?,
         }
     }
     event.kind = match kind {
@@ -61,11 +72,18 @@ fn event(mut wire: Wire<'_>) -> Result<UsageEvent<'_>, Fault> {
     if event.time == Timestamp(0) {
         event.time = event.end;
     }
-    Ok(event)
+    Ok(())
 }
 
 /// Merges one `telemetry` field into what earlier ones gave.
 fn telemetry(mut wire: Wire<'_>, telemetry: &mut Telemetry) -> Result<(), Fault> {
+    wire.next_fixed(0x0D, |bytes| telemetry.utilization = Some(f32::from_le_bytes(bytes)));
+    wire.next_fixed(0x15, |bytes| telemetry.tensor_active = Some(f32::from_le_bytes(bytes)));
+    wire.next_fixed(0x1D, |bytes| telemetry.dram_active = Some(f32::from_le_bytes(bytes)));
+    wire.next_fixed(0x25, |bytes| telemetry.memory_used = Some(f32::from_le_bytes(bytes)));
+    wire.next_fixed(0x2D, |bytes| telemetry.power_watts = Some(f32::from_le_bytes(bytes)));
+    wire.next_fixed(0x31, |bytes| telemetry.fabric_bytes = Some(f64::from_le_bytes(bytes)));
+    wire.next_fixed(0x39, |bytes| telemetry.external_bytes = Some(f64::from_le_bytes(bytes)));
     while !wire.rest.is_empty() {
         match wire.key()? {
             0x0D => telemetry.utilization = Some(f32::from_le_bytes(wire.fixed()?)),
@@ -75,8 +93,7 @@ fn telemetry(mut wire: Wire<'_>, telemetry: &mut Telemetry) -> Result<(), Fault>
             0x2D => telemetry.power_watts = Some(f32::from_le_bytes(wire.fixed()?)),
             0x31 => telemetry.fabric_bytes = Some(f64::from_le_bytes(wire.fixed()?)),
             0x39 => telemetry.external_bytes = Some(f64::from_le_bytes(wire.fixed()?)),
-            key if key >> 3 <= 7 => return Err(Fault::WireType { message: "telemetry", key }),
-            key => wire.skip(key, NESTING_LIMIT - 1)?,
+            key => wire.unknown("telemetry", 7, key, NESTING_LIMIT - 1)?,
         }
     }
     Ok(())
@@ -88,14 +105,51 @@ struct Wire<'a> {
 }
 
 impl<'a> Wire<'a> {
-    /// A field number and wire type, both checked.
+    /// Takes a short text in ASCII if it comes next under this key.
+    #[inline]
+    fn next_text(&mut self, expected: u8, text: &mut Text<'a>) {
+        if let [key, length @ ..0x80, rest @ ..] = self.rest
+            && *key == expected
+            && let Some((value, rest)) = rest.split_at_checked(usize::from(*length))
+            && let Some(value) = Text::of_ascii(value)
+        {
+            *text = value;
+            self.rest = rest;
+        }
+    }
+
+    /// Takes so many bytes if they come next under this key.
+    #[inline]
+    fn next_fixed<const N: usize>(&mut self, expected: u8, take: impl FnOnce([u8; N])) {
+        if let [key, rest @ ..] = self.rest
+            && *key == expected
+            && let Some((value, rest)) = rest.split_first_chunk()
+        {
+            take(*value);
+            self.rest = rest;
+        }
+    }
+
+    /// A field number and wire type, as they stand.
     #[inline]
     fn key(&mut self) -> Result<u32, Fault> {
-        let key = u32::try_from(self.varint()?).map_err(|_| Fault::Key)?;
-        if key & 7 > FIXED32 || key >> 3 == 0 {
-            return Err(Fault::Key);
+        u32::try_from(self.varint()?).map_err(|_| Fault::Key)
+    }
+
+    /// Skips a field that the message does not have: its fields are numbered up to `last`.
+    #[cold]
+    fn unknown(
+        &mut self,
+        message: &'static str,
+        last: u32,
+        key: u32,
+        depth: u32,
+    ) -> Result<(), Fault> {
+        check(key)?;
+        if key >> 3 <= last {
+            return Err(Fault::WireType { message, key });
         }
-        Ok(key)
+        self.skip(key, depth)
     }
 
     #[inline]
@@ -141,9 +195,8 @@ impl<'a> Wire<'a> {
     }
 
     #[inline]
-    fn text(&mut self, field: &'static str) -> Result<Cow<'a, str>, Fault> {
-        let text = std::str::from_utf8(self.bytes()?).map_err(|_| Fault::Utf8(field))?;
-        Ok(Cow::Borrowed(text))
+    fn text(&mut self, field: &'static str) -> Result<Text<'a>, Fault> {
+        Text::of(self.bytes()?).ok_or(Fault::Utf8(field))
     }
 
     /// Skips the value of an unknown field; `depth` bounds the recursion into groups.
@@ -158,6 +211,7 @@ impl<'a> Wire<'a> {
             FIXED32 => self.fixed::<4>().map(drop),
             GROUP => loop {
                 let inner = self.key()?;
+                check(inner)?;
                 if inner & 7 == GROUP_END {
                     return if inner >> 3 == key >> 3 { Ok(()) } else { Err(Fault::Group) };
                 }
@@ -166,6 +220,11 @@ impl<'a> Wire<'a> {
             _ => Err(Fault::Group),
         }
     }
+}
+
+/// Whether a field can have this number and wire type.
+fn check(key: u32) -> Result<(), Fault> {
+    if key & 7 > FIXED32 || key >> 3 == 0 { Err(Fault::Key) } else { Ok(()) }
 }
 
 /// Why bytes are no usage event; small, so that the hot path moves no strings.
@@ -243,9 +302,14 @@ mod tests {
         })
     }
 
-    /// Debug output tells NaN from a number and -0 from 0, and equal NaN are equal.
+    fn decoded(bytes: &[u8]) -> Result<UsageEvent<'_>, Invalid> {
+        let mut event = UsageEvent::default();
+        decode(bytes, &mut event).map(|()| event)
+    }
+
     fn same(bytes: &[u8]) -> Result<(), TestCaseError> {
-        let ours = decode(bytes);
+        // debug output tells NaN from a number and -0 from 0, and equal NaN are equal
+        let ours = decoded(bytes);
         match proto::UsageEvent::decode(bytes) {
             Err(error) => prop_assert!(ours.is_err(), "prost refuses {bytes:02x?}: {error}"),
             Ok(message) => match expected(&message) {
@@ -442,14 +506,14 @@ mod tests {
 
     #[test]
     fn the_last_kind_counts_and_an_unknown_one_is_refused() {
-        let refused = decode(&[0x68, 7]).expect_err("7 names no kind");
+        let refused = decoded(&[0x68, 7]).expect_err("7 names no kind");
         assert!(refused.detail.contains("kind 7 is unknown"), "{}", refused.detail);
-        assert_eq!(decode(&[0x68, 7, 0x68, 1]).map(|event| event.kind), Ok(Kind::Correction));
+        assert_eq!(decoded(&[0x68, 7, 0x68, 1]).map(|event| event.kind), Ok(Kind::Correction));
     }
 
     #[test]
     fn a_message_without_time_was_emitted_at_its_end() {
         let message = proto::UsageEvent { end_time_unix_nano: 5, ..Default::default() };
-        assert_eq!(decode(&message.encode_to_vec()).map(|event| event.time), Ok(Timestamp(5)));
+        assert_eq!(decoded(&message.encode_to_vec()).map(|event| event.time), Ok(Timestamp(5)));
     }
 }

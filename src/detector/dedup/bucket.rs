@@ -45,6 +45,15 @@ struct Chunk {
 }
 
 impl Bucket {
+    /// With room for this many identities.
+    pub(super) fn with_capacity(identities: usize) -> Self {
+        Self { table: Table::with_capacity(identities), ..Self::default() }
+    }
+
+    pub(super) fn approach(&self, identity: Identity) -> u64 {
+        self.table.approach(identity)
+    }
+
     /// Identities in place.
     pub(super) fn len(&self) -> usize {
         self.table.len()

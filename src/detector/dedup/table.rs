@@ -18,6 +18,17 @@ pub(super) struct Table {
 }
 
 impl Table {
+    pub(super) fn with_capacity(entries: usize) -> Self {
+        let slots = if entries == 0 { 0 } else { (entries + entries / 2).max(LEAST) };
+        Self { slots: vec![0; slots], len: 0 }
+    }
+
+    /// Reads where the identity would be.
+    #[expect(clippy::cast_possible_truncation, reason = "the value means nothing")]
+    pub(super) fn approach(&self, identity: Identity) -> u64 {
+        self.slots.get(home(identity, self.slots.len())).map_or(0, |entry| *entry as u64)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len
     }
