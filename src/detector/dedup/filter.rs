@@ -105,7 +105,9 @@ impl Filter {
     fn place(&self, identity: Identity) -> Place {
         let hash = identity.0 as u64;
         let bit = |shift: u32| 1_u64 << ((hash >> shift) & 63);
-        let line = (hash >> 19) as usize & (self.lines.len() - 1);
+        // in the order of a table's slots, so that filling it from tables goes from line to line
+        let upper = (identity.0 >> 16) as u64;
+        let line = (upper >> 1 >> (63 - self.lines.len().trailing_zeros())) as usize;
         Place { line, word: (hash >> 18) as usize & 1, bits: bit(0) | bit(6) | bit(12) }
     }
 }
