@@ -263,6 +263,14 @@ impl Broker {
         })
     }
 
+    /// The ends of a topic's partitions, added up: it moves whenever something is written.
+    pub(crate) fn end(&self, topic: &str) -> i64 {
+        let client: BaseConsumer = self.client().create().expect("a client");
+        let partitions = 0..i32::try_from(self.partitions(topic)).expect("few partitions");
+        let end = |partition| client.fetch_watermarks(topic, partition, CALL).expect("its end").1;
+        partitions.map(end).sum()
+    }
+
     /// How many members the group has.
     pub(crate) fn members(&self, group: &str) -> usize {
         let consumer: BaseConsumer = self.client().create().expect("a consumer");

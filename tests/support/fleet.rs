@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each binary that tests with it uses a part")]
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -150,6 +151,23 @@ impl Fleet {
             self.tend();
             std::thread::park_timeout(LOOK);
         }
+    }
+
+    /// How many tasks the present process of a member runs, by what it has logged.
+    pub(crate) fn tasks(&self, number: usize) -> u64 {
+        let member = &self.members[number];
+        let log = read(&member.log);
+        let mut tasks = BTreeMap::new();
+        for line in log[member.began..].lines() {
+            let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+            let worker = line["worker"].as_u64();
+            match line["message"].as_str() {
+                Some("running") => drop(tasks.insert(worker, line["tasks"].as_u64().unwrap_or(0))),
+                Some("revoked" | "assigned" | "aborted" | "trouble") => drop(tasks.remove(&worker)),
+                Some(_) | None => {}
+            }
+        }
+        tasks.values().sum()
     }
 
     pub(crate) fn pid(&self, number: usize) -> u32 {
