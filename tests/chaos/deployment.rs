@@ -20,6 +20,9 @@ use crate::world::{Outcome, World, config_text};
 /// Session and transaction timeouts, a restore and a busy machine.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(60);
 
+/// How long a process may take to be where it is to die; it dies all the same.
+const SAID: Duration = Duration::from_secs(15);
+
 /// Reading what is left, and judging it.
 const DRAIN: Duration = Duration::from_secs(300);
 
@@ -146,7 +149,9 @@ impl Deployment {
             let shares: Vec<_> = running.iter().map(|&member| self.fleet.tasks(member)).collect();
             // METER, ACCOUNT and GROUP of each partition
             let tasks: u64 = shares.iter().sum();
-            if members == wanted && tasks == 3 * self.world.partitions.len() as u64 && !shares.contains(&0)
+            if members == wanted
+                && tasks == 3 * self.world.partitions.len() as u64
+                && !shares.contains(&0)
             {
                 self.watcher.listen_again();
                 return;
@@ -172,6 +177,19 @@ impl Deployment {
                 self.fleet.hold(strike.length);
                 self.fleet.start(victim);
             }
+            Fault::KilledRestoring => {
+                self.fleet.kill(victim);
+                self.fleet.start(victim);
+                self.kill_when(victim, 0, "assigned");
+            }
+            Fault::KilledRebalancing => {
+                let said = self.fleet.said(victim);
+                match (0..MEMBERS).find(|number| !running.contains(number)) {
+                    Some(idle) => self.fleet.start(idle),
+                    None => self.fleet.terminate(running[(strike.victim + 1) % MEMBERS]),
+                }
+                self.kill_when(victim, said, "revoked");
+            }
             Fault::Paused | Fault::Zombie => {
                 self.fleet.signal(victim, "STOP");
                 self.fleet.hold(strike.length);
@@ -187,6 +205,14 @@ impl Deployment {
             Fault::LineSlow => self.disturb(Line::Slow(strike.delay), strike.length),
             Fault::LineSilent => self.disturb(Line::Silent, strike.length),
         }
+    }
+
+    /// Kills a process once it says so, having said so much before, and starts it again.
+    fn kill_when(&mut self, victim: usize, said: usize, message: &str) {
+        let is_said = self.fleet.await_message(victim, said, message, SAID);
+        eprint!("{}", if is_said { "" } else { "(too late) " });
+        self.fleet.kill(victim);
+        self.fleet.start(victim);
     }
 
     fn disturb(&mut self, line: Line, length: Duration) {

@@ -14,6 +14,10 @@ pub(crate) enum Fault {
     Killed,
     /// kill -9, and back when the group has given its partitions away.
     KilledForLong,
+    /// kill -9, and again while it restores what it had.
+    KilledRestoring,
+    /// kill -9 when the group has told it to give its partitions back, for another came or went.
+    KilledRebalancing,
     /// Stopped and continued within its session.
     Paused,
     /// Stopped beyond its session: a zombie when it continues.
@@ -28,9 +32,11 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Killed,
         Self::KilledForLong,
+        Self::KilledRestoring,
+        Self::KilledRebalancing,
         Self::Paused,
         Self::Zombie,
         Self::Scaled,
@@ -112,7 +118,12 @@ impl Schedule {
         let dice = &mut self.dice;
         let fault = self.left.swap_remove(dice.below(self.left.len()));
         let (low, high) = match fault {
-            Fault::Killed | Fault::Scaled | Fault::BrokerKilled | Fault::BrokerRestarted => (0, 0),
+            Fault::Killed
+            | Fault::KilledRestoring
+            | Fault::KilledRebalancing
+            | Fault::Scaled
+            | Fault::BrokerKilled
+            | Fault::BrokerRestarted => (0, 0),
             Fault::KilledForLong => (6500, 9000),
             Fault::Paused => (500, 4000),
             Fault::Zombie => (7000, 10_000),

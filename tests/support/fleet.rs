@@ -153,12 +153,34 @@ impl Fleet {
         }
     }
 
+    /// How many lines the present process of a member has logged.
+    pub(crate) fn said(&self, number: usize) -> usize {
+        self.log_of_process(number).lines().count()
+    }
+
+    /// Waits until the present process of a member has logged a message after so many lines.
+    pub(crate) fn await_message(
+        &self,
+        number: usize,
+        said: usize,
+        message: &str,
+        patience: Duration,
+    ) -> bool {
+        let wanted = format!("\"message\":\"{message}\"");
+        let deadline = Instant::now() + patience;
+        while !self.log_of_process(number).lines().skip(said).any(|line| line.contains(&wanted)) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::park_timeout(LOOK / 5);
+        }
+        true
+    }
+
     /// How many tasks the present process of a member runs, by what it has logged.
     pub(crate) fn tasks(&self, number: usize) -> u64 {
-        let member = &self.members[number];
-        let log = read(&member.log);
         let mut tasks = BTreeMap::new();
-        for line in log[member.began..].lines() {
+        for line in self.log_of_process(number).lines() {
             let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { continue };
             let worker = line["worker"].as_u64();
             match line["message"].as_str() {
@@ -168,6 +190,11 @@ impl Fleet {
             }
         }
         tasks.values().sum()
+    }
+
+    fn log_of_process(&self, number: usize) -> String {
+        let member = &self.members[number];
+        read(&member.log).split_off(member.began)
     }
 
     pub(crate) fn pid(&self, number: usize) -> u32 {
