@@ -115,7 +115,7 @@ impl Books {
 /// before the next fault, how long that took from the strike on, and the longest silence.
 pub(crate) fn survived(struck: &[Struck]) -> String {
     let mut text = String::from(
-        "\nfault            struck  recovered before the next  median s  longest s  silence s\n",
+        "\nfault              struck  recovered before the next  median s  longest s  silence s\n",
     );
     let mut kinds: BTreeMap<Fault, Vec<&Struck>> = BTreeMap::new();
     for one in struck {
@@ -131,7 +131,7 @@ pub(crate) fn survived(struck: &[Struck]) -> String {
             |second: Option<&f64>| second.map_or("-".into(), |second| format!("{second:.1}"));
         writeln!(
             text,
-            "{name:16} {:6} {:26} {:>9} {:>10} {silence:10.1}",
+            "{name:18} {:6} {:26} {:>9} {:>10} {silence:10.1}",
             struck.len(),
             seconds.len(),
             shown(seconds.get(seconds.len() / 2)),

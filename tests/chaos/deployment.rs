@@ -95,7 +95,7 @@ impl Deployment {
             let strike = schedule.next();
             let fault = strike.fault;
             let (at, running) = (began.elapsed().as_secs_f64(), self.fleet.running());
-            eprint!("{at:6.1} s  {:16} processes {running:?}  ", format!("{fault:?}"));
+            eprint!("{at:6.1} s  {:17} processes {running:?}  ", format!("{fault:?}"));
             self.watcher.strike();
             self.strike(&strike);
             let recovery = match strike.patience {
@@ -211,6 +211,8 @@ impl Deployment {
     fn kill_when(&mut self, victim: usize, said: usize, message: &str) {
         let is_said = self.fleet.await_message(victim, said, message, SAID);
         eprint!("{}", if is_said { "" } else { "(too late) " });
+        // what was heard before does not tell that this is over
+        self.watcher.strike();
         self.fleet.kill(victim);
         self.fleet.start(victim);
     }
