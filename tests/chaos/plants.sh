@@ -20,6 +20,12 @@ mkdir -p "$CARGO_TARGET_DIR"
 kafka=$(cd "$target" && echo kafka-*)
 if [ -d "$target/$kafka" ]; then ln -sfn "$target/$kafka" "$CARGO_TARGET_DIR/$kafka"; fi
 copy=$CARGO_TARGET_DIR/copy
+# what does not depend on our sources need not be compiled again
+if [ -d "$target/debug/deps" ] && [ ! -d "$CARGO_TARGET_DIR/debug" ]; then
+    mkdir -p "$CARGO_TARGET_DIR/debug"
+    cp -al "$target/debug/"{deps,build,.fingerprint} "$CARGO_TARGET_DIR/debug/"
+    rm -rf "$CARGO_TARGET_DIR/debug/"{deps/*flopwatch*,deps/chaos-*,build/flopwatch-*,.fingerprint/flopwatch-*}
+fi
 
 build() { # build PATCH...: the suite with these in it
     rm -rf "$copy"
