@@ -19,34 +19,36 @@ use super::client;
 use super::context::{Consumer, TopicPartition};
 use super::task::{Shared, Task, Trouble};
 use super::topology::code;
+use super::undecided;
 use crate::error::Fatal;
 use crate::metrics::{self, Stage};
 
-/// Longer than an undecided transaction can last.
-const STABLE: Duration =
-    Duration::from_secs(client::TRANSACTION_TIMEOUT.as_secs() + client::SESSION_TIMEOUT.as_secs());
+/// One request for positions: between two of them the worker hears what the group says.
+const STEP: Duration = Duration::from_secs(2);
 
 /// How long one request for an end of a log may take.
 pub(crate) const ASK: Duration = Duration::from_secs(10);
 
 /// Sets every task's start from the group's committed positions; the first start is the
-/// beginning. Refuses to go on when retention removed what a position needs.
+/// beginning. Refuses to go on when retention removed what a position needs. `interrupted` is
+/// asked while a transaction holds the positions back.
 pub(crate) fn position(
     tasks: &mut [Task],
     consumer: &Consumer,
     prober: &Consumer,
     accept_gap: bool,
-) -> Result<(), Trouble> {
+    interrupted: impl FnMut() -> bool,
+) -> Result<Restored, Trouble> {
     if tasks.is_empty() {
-        return Ok(());
+        return Ok(Restored::Complete);
     }
     let mut wanted = TopicPartitionList::with_capacity(tasks.len());
     for task in &*tasks {
         wanted.add_partition(&task.topic, index(task.partition));
     }
-    let committed = consumer
-        .committed_offsets(wanted, STABLE)
-        .map_err(|error| Trouble::Passing(format!("fetching committed positions: {error}")))?;
+    let Some(committed) = committed(consumer, prober, &wanted, interrupted)? else {
+        return Ok(Restored::Interrupted);
+    };
     for task in tasks {
         let found = committed
             .find_partition(&task.topic, index(task.partition))
@@ -66,7 +68,33 @@ pub(crate) fn position(
         let (start, gap) = start(task, committed, (low, high), accept_gap)?;
         task.position_at(start, committed, gap);
     }
-    Ok(())
+    Ok(Restored::Complete)
+}
+
+/// The group's stable positions; `None` when interrupted.
+fn committed(
+    consumer: &Consumer,
+    prober: &Consumer,
+    wanted: &TopicPartitionList,
+    mut interrupted: impl FnMut() -> bool,
+) -> Result<Option<TopicPartitionList>, Trouble> {
+    let deadline = Instant::now() + undecided::STABLE;
+    loop {
+        let error = match consumer.committed_offsets(wanted.clone(), STEP) {
+            Ok(found) => return Ok(Some(found)),
+            Err(error) => error,
+        };
+        if interrupted() {
+            return Ok(None);
+        }
+        if code(&error) != RDKafkaErrorCode::OperationTimedOut || Instant::now() >= deadline {
+            return Err(if undecided::withheld(prober, wanted) {
+                Trouble::Undecided("a transaction that is open holds the group's positions".into())
+            } else {
+                Trouble::Passing(format!("fetching committed positions: {error}"))
+            });
+        }
+    }
 }
 
 /// Where to read from, and how many records before that are missing.
@@ -126,6 +154,7 @@ struct Reading {
 pub(crate) fn restore(
     tasks: &mut [Task],
     shared: &Shared,
+    consumer: &Consumer,
     prober: &Consumer,
     mut interrupted: impl FnMut(u32) -> bool,
 ) -> Result<Restored, Trouble> {
@@ -136,6 +165,7 @@ pub(crate) fn restore(
     let mut readings = open(tasks, shared, prober)?;
     let mut batch = Batch::new(client::BATCH);
     let mut reported = began;
+    let (mut moved, mut left) = (began, u64::MAX);
     while !readings.is_empty() {
         if interrupted(u32::try_from(readings.len()).unwrap_or(u32::MAX)) {
             return Ok(Restored::Interrupted);
@@ -149,9 +179,14 @@ pub(crate) fn restore(
             }
         }
         readings = still;
+        let remaining = readings.iter().map(|r| r.mark.saturating_sub(r.reached)).sum();
+        if remaining < left {
+            (moved, left) = (Instant::now(), remaining);
+        } else if moved.elapsed() >= undecided::STABLE {
+            return Err(stalled(&readings, consumer));
+        }
         if reported.elapsed() >= Duration::from_secs(5) {
             reported = Instant::now();
-            let remaining: u64 = readings.iter().map(|r| r.mark.saturating_sub(r.reached)).sum();
             tracing::info!(tasks = readings.len(), offsets = remaining, "still restoring");
         }
     }
@@ -159,6 +194,23 @@ pub(crate) fn restore(
         task.check_restored(shared)?;
     }
     Ok(Restored::Complete)
+}
+
+/// Why nothing has come for long although marks have not been reached.
+fn stalled(readings: &[Reading], consumer: &Consumer) -> Trouble {
+    let marks = readings.iter().map(|reading| {
+        let TopicPartition { topic, partition } = &reading.changelog;
+        (topic.as_str(), *partition, reading.mark)
+    });
+    let marks = match undecided::Marks::given(marks) {
+        Ok(marks) => marks,
+        Err(fatal) => return Trouble::Fatal(fatal),
+    };
+    match marks.open(consumer) {
+        Ok(Some(open)) => Trouble::Undecided(open),
+        Ok(None) => Trouble::Passing("changelogs do not come".into()),
+        Err(trouble) => trouble,
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -124,6 +124,8 @@ pub(crate) enum Trouble {
         cause: Abort,
         detail: String,
     },
+    /// A transaction stands open that nobody ends any more: as `Passing`, for a while.
+    Undecided(String),
     Fatal(Fatal),
 }
 

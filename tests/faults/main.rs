@@ -8,7 +8,9 @@ mod full_disk;
 mod protocols;
 #[path = "../support/proxy.rs"]
 mod proxy;
+mod restart;
 mod time;
+mod undecided;
 #[path = "../support/world.rs"]
 mod world;
 
@@ -72,7 +74,7 @@ fn a_broker_that_was_out_of_reach_is_used_again_by_the_same_process() {
     world.send(&config, 50, 100);
     // beyond the session and the transaction timeout, when not told otherwise
     let length = std::env::var("UNREACHABLE_SECONDS")
-        .map_or(15, |text| text.parse().expect("UNREACHABLE_SECONDS is a number"));
+        .map_or(60, |text| text.parse().expect("UNREACHABLE_SECONDS is a number"));
     fleet.hold(Duration::from_secs(length));
     proxy.set(Line::Sound);
     world.await_outcome(&config, &expected, PATIENCE);
@@ -88,7 +90,7 @@ fn a_usage_topic_deleted_under_a_process_ends_it_with_a_line_that_names_it() {
 
 #[test]
 fn every_topic_deleted_under_a_process_ends_it_with_a_line_that_names_it() {
-    delete_topics("deleted", 1..6);
+    delete_topics("deleted", 1..10);
 }
 
 /// Each topic of a deployment of its own, deleted while usage flows.
@@ -96,7 +98,7 @@ fn delete_topics(name: &str, topics: std::ops::Range<usize>) {
     let broker = Broker::shared();
     let world = World::new(43, KeyBy::Event, 2);
     let more = "[kafka.client]\n\"topic.metadata.refresh.interval.ms\" = 1000\n";
-    let deployments: Vec<_> = (0..6)
+    let deployments: Vec<_> = (0..10)
         .map(|number| deployment(&format!("{name}-{number}"), &broker.address, more))
         .collect();
     let texts: Vec<_> = deployments.iter().map(|(_, text)| text.clone()).collect();
@@ -110,7 +112,11 @@ fn delete_topics(name: &str, topics: std::ops::Range<usize>) {
             topics.account_usage.clone(),
             topics.alerts.clone(),
             topics.dead_letters.clone(),
+            topics.group_usage.clone(),
+            topics.shadow_alerts.clone(),
+            topology::changelog(config, Stage::Meter),
             topology::changelog(config, Stage::Account),
+            topology::changelog(config, Stage::Group),
         ][number]
             .clone();
         world.prepare(config);
