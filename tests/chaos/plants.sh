@@ -17,8 +17,9 @@ fi
 target=${CARGO_TARGET_DIR:-$PWD/target}
 export CARGO_TARGET_DIR=$target/plants
 mkdir -p "$CARGO_TARGET_DIR"
-kafka=$(cd "$target" && echo kafka-*)
-if [ -d "$target/$kafka" ]; then ln -sfn "$target/$kafka" "$CARGO_TARGET_DIR/$kafka"; fi
+for kafka in "$target"/kafka-*; do
+    if [ -d "$kafka" ]; then ln -sfn "$kafka" "$CARGO_TARGET_DIR/"; fi
+done
 copy=$CARGO_TARGET_DIR/copy
 # what does not depend on our sources need not be compiled again
 if [ -d "$target/debug/deps" ] && [ ! -d "$CARGO_TARGET_DIR/debug" ]; then
