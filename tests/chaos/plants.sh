@@ -15,6 +15,8 @@ if [ "${#plants[@]}" -eq 0 ]; then
     for patch in tests/chaos/plants/*.patch; do plants+=("$(basename "$patch" .patch)"); done
 fi
 
+# what ends transactions half way, often
+export CHAOS_FAULTS=${CHAOS_FAULTS:-Killed,KilledRestoring,Zombie,BrokerKilled,LineCut}
 target=${CARGO_TARGET_DIR:-$PWD/target}
 export CARGO_TARGET_DIR=$target/plants
 mkdir -p "$CARGO_TARGET_DIR"

@@ -155,7 +155,7 @@ fn fault(name: &str) -> Fault {
 fn a_seed_gives_the_same_faults_every_time_and_each_kind_in_every_round() {
     let strikes = |seed| {
         let mut schedule = Schedule::new(seed, Some("all"));
-        (0..30).map(|_| schedule.next()).collect::<Vec<_>>()
+        (0..36).map(|_| schedule.next()).collect::<Vec<_>>()
     };
     assert_eq!(format!("{:?}", strikes(5)), format!("{:?}", strikes(5)));
     assert_ne!(format!("{:?}", strikes(5)), format!("{:?}", strikes(6)));

@@ -13,7 +13,7 @@ pub(crate) const PARTITIONS: u32 = 6;
 /// Records of the scenarios alone over 60 h in intervals of five minutes, and those that each
 /// background node adds, both with [`spoil`]'s additions.
 const SCENARIOS: u64 = 570_000;
-const NODE: u64 = 450;
+const NODE: u64 = 550;
 
 /// About this many records over 60 h of a cloud, with duplicates, corrections and outages of the
 /// simulated meters, and with [`spoil`]'s additions.
