@@ -15,7 +15,7 @@ use rdkafka::producer::{BaseRecord, Producer as _};
 
 use super::client::{self, Producer};
 use super::context::Undelivered;
-use super::restore::{ASK, index};
+use super::restore::index;
 use super::task::{Shared, Task, Trouble};
 use super::topology;
 use crate::config::{AlertFormat, Config};
@@ -31,6 +31,9 @@ const PATIENCE: Duration = client::TRANSACTION_TIMEOUT;
 
 /// One call's share of that, between two looks at the delivery reports.
 const STEP: Duration = Duration::from_millis(500);
+
+/// How long the broker may take to say whether a topic is there: right after a failure.
+const IS_THERE: Duration = Duration::from_secs(2);
 
 /// The transactional producer of a worker.
 pub(crate) struct Publisher {
@@ -273,7 +276,7 @@ fn cause(error: &KafkaError) -> Abort {
 /// Whether the broker has the topic after all, or does not say: one that is just coming back may
 /// not have known it yet.
 fn is_there(producer: &Producer, topic: &str) -> bool {
-    let Ok(metadata) = producer.client().fetch_metadata(Some(topic), ASK) else { return true };
+    let Ok(metadata) = producer.client().fetch_metadata(Some(topic), IS_THERE) else { return true };
     metadata.topics().iter().all(|found| {
         let code = found.error().map(RDKafkaErrorCode::from);
         !matches!(
@@ -301,6 +304,8 @@ fn hopeless(undelivered: &Undelivered, producer: &Producer) -> Option<Fatal> {
         RDKafkaErrorCode::UnknownTopicOrPartition
             | RDKafkaErrorCode::UnknownTopic
             | RDKafkaErrorCode::UnknownPartition
+            // what librdkafka says first of a topic that was deleted: nobody leads it any more
+            | RDKafkaErrorCode::MessageTimedOut
     ) {
         if *code != RDKafkaErrorCode::UnknownPartition && is_there(producer, topic) {
             return None;
