@@ -18,7 +18,7 @@ use super::batch::{Batch, PartitionQueue, Polled};
 use super::client;
 use super::context::{Consumer, TopicPartition};
 use super::task::{Shared, Task, Trouble};
-use super::topology::code;
+use super::topology::{self, code};
 use super::undecided;
 use crate::error::Fatal;
 use crate::metrics::{self, Stage};
@@ -320,8 +320,19 @@ pub(crate) fn ends(
     let (low, high) =
         prober.fetch_watermarks(topic, index(partition), patience).map_err(|error| {
             let text = format!("asking for the end of {topic:?}, partition {partition}: {error}");
-            if code(&error) == RDKafkaErrorCode::TopicAuthorizationFailed {
+            let code = code(&error);
+            let is_unknown = matches!(
+                code,
+                RDKafkaErrorCode::UnknownTopicOrPartition
+                    | RDKafkaErrorCode::UnknownTopic
+                    | RDKafkaErrorCode::UnknownPartition
+            );
+            if code == RDKafkaErrorCode::TopicAuthorizationFailed {
                 Trouble::Fatal(Fatal::Broker(text))
+            } else if is_unknown && matches!(topology::partitions(prober, topic), Ok(None)) {
+                Trouble::Fatal(Fatal::Broker(format!(
+                    "topic {topic:?} is gone: restore it, or see `flopwatch topics`"
+                )))
             } else {
                 Trouble::Passing(text)
             }

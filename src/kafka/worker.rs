@@ -314,7 +314,8 @@ impl Worker {
             return Ok(());
         }
         let mut assignment = TopicPartitionList::with_capacity(tasks.len());
-        for task in &tasks {
+        for task in &mut tasks {
+            task.forget(&mut self.batch);
             restore::add(&mut assignment, &task.topic, task.partition, task.start())?;
         }
         self.consumer

@@ -48,12 +48,18 @@ impl Fleet {
     }
 
     pub(crate) fn start(&mut self, number: usize) {
+        self.start_with(number, &[]);
+    }
+
+    /// Starts a member with more arguments.
+    pub(crate) fn start_with(&mut self, number: usize, arguments: &[&str]) {
         let member = &mut self.members[number];
         member.began = read(&member.log).len();
         let log = File::options().create(true).append(true).open(&member.log).expect("a log");
         let child = Command::new(env!("CARGO_BIN_EXE_flopwatch"))
             .args(["run", "--config"])
             .arg(&member.configuration)
+            .args(arguments)
             .env("FLOPWATCH_LOG", "json")
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
             .stdin(Stdio::null())
@@ -135,6 +141,12 @@ impl Fleet {
         let log = read(&self.members[number].log);
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// The last line of a member's log that holds the text.
+    pub(crate) fn line(&self, number: usize, text: &str) -> Option<String> {
+        let log = read(&self.members[number].log);
+        log.lines().rfind(|line| line.contains(text)).map(str::to_owned)
     }
 
     /// Whether a line of a member's log holds the text.
