@@ -42,33 +42,44 @@ pub(crate) fn position(
     if tasks.is_empty() {
         return Ok(Restored::Complete);
     }
-    let mut wanted = TopicPartitionList::with_capacity(tasks.len());
-    for task in &*tasks {
-        wanted.add_partition(&task.topic, index(task.partition));
-    }
+    let wanted = inputs(tasks);
     let Some(committed) = committed(consumer, prober, &wanted, interrupted)? else {
         return Ok(Restored::Interrupted);
     };
     for task in tasks {
-        let found = committed
-            .find_partition(&task.topic, index(task.partition))
-            .expect("the answer has what was asked for");
-        found
-            .error()
-            .map_err(|error| Trouble::Passing(format!("fetching committed positions: {error}")))?;
         let (low, high) = ends(prober, &task.topic, task.partition, ASK)?;
-        let committed = match found.offset() {
-            Offset::Offset(offset) => Some(unsigned(offset)),
-            Offset::Beginning
-            | Offset::End
-            | Offset::Stored
-            | Offset::Invalid
-            | Offset::OffsetTail(_) => None,
-        };
+        let committed = position_of(&committed, task)?;
         let (start, gap) = start(task, committed, (low, high), accept_gap)?;
         task.position_at(start, committed, gap);
     }
     Ok(Restored::Complete)
+}
+
+/// The partitions that the tasks read, to ask for their positions.
+fn inputs(tasks: &[Task]) -> TopicPartitionList {
+    let mut inputs = TopicPartitionList::with_capacity(tasks.len());
+    for task in tasks {
+        inputs.add_partition(&task.topic, index(task.partition));
+    }
+    inputs
+}
+
+/// A task's position in an answer of the group; `None` where it has committed none.
+fn position_of(committed: &TopicPartitionList, task: &Task) -> Result<Option<u64>, Trouble> {
+    let found = committed
+        .find_partition(&task.topic, index(task.partition))
+        .expect("the answer has what was asked for");
+    found
+        .error()
+        .map_err(|error| Trouble::Passing(format!("fetching committed positions: {error}")))?;
+    Ok(match found.offset() {
+        Offset::Offset(offset) => Some(unsigned(offset)),
+        Offset::Beginning
+        | Offset::End
+        | Offset::Stored
+        | Offset::Invalid
+        | Offset::OffsetTail(_) => None,
+    })
 }
 
 /// The group's stable positions; `None` when interrupted.
@@ -190,10 +201,37 @@ pub(crate) fn restore(
             tracing::info!(tasks = readings.len(), offsets = remaining, "still restoring");
         }
     }
-    for task in &*tasks {
-        task.check_restored(shared)?;
+    if let Err(fatal) = tasks.iter().try_for_each(|task| task.check_restored(shared)) {
+        return Err(mismatch(fatal, tasks, consumer));
     }
     Ok(Restored::Complete)
+}
+
+/// Why positions and state do not belong together. A process that stood still between the two
+/// answers for longer than its session has positions from before and a changelog that another has
+/// written since: the group has given its partitions away, and it joins again.
+fn mismatch(fatal: Fatal, tasks: &[Task], consumer: &Consumer) -> Trouble {
+    let committed = match consumer.committed_offsets(inputs(tasks), undecided::STABLE) {
+        Ok(committed) => committed,
+        Err(error) => {
+            return Trouble::Passing(format!("fetching committed positions again: {error}"));
+        }
+    };
+    for task in tasks {
+        match position_of(&committed, task) {
+            Ok(position) if position == task.committed_position() => {}
+            Ok(_) => {
+                let Task { topic, partition, .. } = task;
+                let text = format!(
+                    "topic {topic:?}, partition {partition}: another worker has committed \
+                     positions while this one restored"
+                );
+                return Trouble::Passing(text);
+            }
+            Err(trouble) => return trouble,
+        }
+    }
+    Trouble::Fatal(fatal)
 }
 
 /// Why nothing has come for long although marks have not been reached.

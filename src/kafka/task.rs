@@ -297,6 +297,11 @@ impl Task {
         }
     }
 
+    /// What the group had committed for it when it was asked last.
+    pub(crate) const fn committed_position(&self) -> Option<u64> {
+        self.committed
+    }
+
     /// Running: silence counts from here, not from before the restore.
     pub(crate) fn begin(&mut self) {
         self.silence = Silence::new(Instant::now());

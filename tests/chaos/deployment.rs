@@ -20,7 +20,7 @@ use crate::world::{Outcome, World, config_text};
 /// Session and transaction timeouts, a restore and a busy machine.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(60);
 
-/// How long a process may take to be where it is to die; it dies all the same.
+/// How long a process may take to be where it is to be struck.
 const SAID: Duration = Duration::from_secs(15);
 
 /// Reading what is left, and judging it.
@@ -190,10 +190,12 @@ impl Deployment {
                 }
                 self.kill_when(victim, said, "revoked");
             }
-            Fault::Paused | Fault::Zombie => {
-                self.fleet.signal(victim, "STOP");
-                self.fleet.hold(strike.length);
-                self.fleet.signal(victim, "CONT");
+            Fault::Paused | Fault::Zombie => self.stop(victim, strike.length),
+            Fault::ZombieRestoring => {
+                self.fleet.kill(victim);
+                self.fleet.start(victim);
+                self.await_message(victim, 0, "assigned");
+                self.stop(victim, strike.length);
             }
             Fault::Scaled => {
                 let same = strike.processes == running.len();
@@ -207,10 +209,21 @@ impl Deployment {
         }
     }
 
+    fn stop(&mut self, victim: usize, length: Duration) {
+        self.fleet.signal(victim, "STOP");
+        self.fleet.hold(length);
+        self.fleet.signal(victim, "CONT");
+    }
+
+    /// Waits until a process is where it is to be struck; it is struck all the same.
+    fn await_message(&self, victim: usize, said: usize, message: &str) {
+        let is_said = self.fleet.await_message(victim, said, message, SAID);
+        eprint!("{}", if is_said { "" } else { "(elsewhere) " });
+    }
+
     /// Kills a process once it says so, having said so much before, and starts it again.
     fn kill_when(&mut self, victim: usize, said: usize, message: &str) {
-        let is_said = self.fleet.await_message(victim, said, message, SAID);
-        eprint!("{}", if is_said { "" } else { "(too late) " });
+        self.await_message(victim, said, message);
         // what was heard before does not tell that this is over
         self.watcher.strike();
         self.fleet.kill(victim);

@@ -22,6 +22,8 @@ pub(crate) enum Fault {
     Paused,
     /// Stopped beyond its session: a zombie when it continues.
     Zombie,
+    /// kill -9, and stopped beyond its session while it restores what it had.
+    ZombieRestoring,
     /// Processes told to end, or new ones: one to four.
     Scaled,
     BrokerKilled,
@@ -32,13 +34,14 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Killed,
         Self::KilledForLong,
         Self::KilledRestoring,
         Self::KilledRebalancing,
         Self::Paused,
         Self::Zombie,
+        Self::ZombieRestoring,
         Self::Scaled,
         Self::BrokerKilled,
         Self::BrokerRestarted,
@@ -126,7 +129,7 @@ impl Schedule {
             | Fault::BrokerRestarted => (0, 0),
             Fault::KilledForLong => (6500, 9000),
             Fault::Paused => (500, 4000),
-            Fault::Zombie => (7000, 10_000),
+            Fault::Zombie | Fault::ZombieRestoring => (7000, 10_000),
             Fault::LineCut => (500, 5000),
             Fault::LineSlow => (2000, 6000),
             Fault::LineSilent => (1000, 9000),
@@ -155,7 +158,7 @@ fn fault(name: &str) -> Fault {
 fn a_seed_gives_the_same_faults_every_time_and_each_kind_in_every_round() {
     let strikes = |seed| {
         let mut schedule = Schedule::new(seed, Some("all"));
-        (0..36).map(|_| schedule.next()).collect::<Vec<_>>()
+        (0..39).map(|_| schedule.next()).collect::<Vec<_>>()
     };
     assert_eq!(format!("{:?}", strikes(5)), format!("{:?}", strikes(5)));
     assert_ne!(format!("{:?}", strikes(5)), format!("{:?}", strikes(6)));
