@@ -7,10 +7,10 @@ CARGO ?= cargo
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint deny fuzz validate bench kafka
+.PHONY: help setup demo test chaos chaos-plants lint deny fuzz validate bench kafka
 
 help: ## these lines
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: ## install what building and testing need and is missing
 	@.ci/setup test
@@ -23,11 +23,16 @@ test: ## all tests, those on a real Kafka included
 	@.ci/setup test
 	$(CARGO) test --locked
 
-chaos: ## faults on a real Kafka for minutes: CHAOS_EVENTS=, CHAOS_SECONDS=, CHAOS_SEED=
+chaos: ## faults on a real Kafka for minutes: CHAOS_SEED=, CHAOS_EVENTS=, CHAOS_SECONDS=
 	@.ci/setup test
-	CHAOS_EVENTS=$${CHAOS_EVENTS:-3000000} CHAOS_SECONDS=$${CHAOS_SECONDS:-600} \
-		$(CARGO) test --release --locked --test chaos -- --nocapture
+	CHAOS_EVENTS=$${CHAOS_EVENTS:-3000000} CHAOS_SECONDS=$${CHAOS_SECONDS:-300} \
+		CHAOS_FAULTS=$${CHAOS_FAULTS:-all} \
+		$(CARGO) test --release --locked --test chaos -- --nocapture --test-threads=1
 	$(CARGO) test --release --locked --test faults -- --test-threads=2
+
+chaos-plants: ## mistakes planted into a copy of the sources: the chaos test must fail on each
+	@.ci/setup test
+	tests/chaos/plants.sh
 
 lint: ## formatting and lints, as .ci/run checks them
 	@.ci/setup build

@@ -171,6 +171,8 @@ pub(crate) fn prober(kafka: &config::Kafka) -> Result<Consumer, Fatal> {
     let mut options = layered(kafka, &[], &[]);
     options
         .set("client.id", format!("{}-{}-probe", kafka.group_id, kafka.instance))
+        // for positions that a transaction holds back; it never joins or commits
+        .set("group.id", &kafka.group_id)
         .set("isolation.level", "read_uncommitted")
         .set("allow.auto.create.topics", "false");
     options.create_with_context(ConsumerEvents::new().0).map_err(refused)

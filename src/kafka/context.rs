@@ -139,6 +139,14 @@ pub struct Undelivered {
 }
 
 impl ProducerEvents {
+    /// Keeps it if it is the first.
+    pub(crate) fn keep(&self, undelivered: Undelivered) {
+        self.undelivered
+            .lock()
+            .expect("nothing panics while it holds this lock")
+            .get_or_insert(undelivered);
+    }
+
     /// The first failure since the last call.
     pub fn take_undelivered(&self) -> Option<Undelivered> {
         self.undelivered.lock().expect("nothing panics while it holds this lock").take()
@@ -165,14 +173,11 @@ impl ProducerContext for ProducerEvents {
         if matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) {
             return;
         }
-        self.undelivered
-            .lock()
-            .expect("nothing panics while it holds this lock")
-            .get_or_insert_with(|| Undelivered {
-                topic: record.topic().to_owned(),
-                bytes: record.payload().map_or(0, <[u8]>::len),
-                code,
-            });
+        self.keep(Undelivered {
+            topic: record.topic().to_owned(),
+            bytes: record.payload().map_or(0, <[u8]>::len),
+            code,
+        });
     }
 }
 

@@ -186,7 +186,11 @@ impl Reader {
             match open(prober, consumer, topic) {
                 Ok(partitions) => return Ok(Some(partitions)),
                 Err(Trouble::Fatal(fatal)) => return Err(fatal),
-                Err(Trouble::Passing(detail) | Trouble::Aborted { detail, .. }) => {
+                Err(
+                    Trouble::Passing(detail)
+                    | Trouble::Undecided(detail)
+                    | Trouble::Aborted { detail, .. },
+                ) => {
                     tracing::warn!(topic, detail, "the account directory cannot be read yet");
                     // events, and the pause before the next try
                     drop(consumer.poll(AGAIN));

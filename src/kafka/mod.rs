@@ -14,7 +14,8 @@
 //!   producer under the same transactional id fences the old one.
 //! * *A decision in flight.* The next owner asks for *stable* positions, which the broker withholds
 //!   while a transaction that moves them is undecided, and only then takes the changelog's end as
-//!   `read_uncommitted` and reads to it (`restore.rs`).
+//!   `read_uncommitted` and reads to it (`restore.rs`). A decision that never comes stops us
+//!   (`undecided.rs`).
 //! * *Memory ahead of the broker.* After an abort, a fence or a lost assignment the tasks hold what
 //!   never happened. They are dropped and restored: there is no undo in memory.
 //!
@@ -36,6 +37,7 @@ mod restore;
 mod task;
 pub mod topology;
 mod transaction;
+mod undecided;
 mod worker;
 
 use std::convert::Infallible;

@@ -18,55 +18,94 @@ use super::batch::{Batch, PartitionQueue, Polled};
 use super::client;
 use super::context::{Consumer, TopicPartition};
 use super::task::{Shared, Task, Trouble};
-use super::topology::code;
+use super::topology::{self, code};
+use super::undecided;
 use crate::error::Fatal;
 use crate::metrics::{self, Stage};
 
-/// Longer than an undecided transaction can last.
-const STABLE: Duration =
-    Duration::from_secs(client::TRANSACTION_TIMEOUT.as_secs() + client::SESSION_TIMEOUT.as_secs());
+/// One request for positions: between two of them the worker hears what the group says.
+const STEP: Duration = Duration::from_secs(2);
 
 /// How long one request for an end of a log may take.
 pub(crate) const ASK: Duration = Duration::from_secs(10);
 
 /// Sets every task's start from the group's committed positions; the first start is the
-/// beginning. Refuses to go on when retention removed what a position needs.
+/// beginning. Refuses to go on when retention removed what a position needs. `interrupted` is
+/// asked while a transaction holds the positions back.
 pub(crate) fn position(
     tasks: &mut [Task],
     consumer: &Consumer,
     prober: &Consumer,
     accept_gap: bool,
-) -> Result<(), Trouble> {
+    interrupted: impl FnMut() -> bool,
+) -> Result<Restored, Trouble> {
     if tasks.is_empty() {
-        return Ok(());
+        return Ok(Restored::Complete);
     }
-    let mut wanted = TopicPartitionList::with_capacity(tasks.len());
-    for task in &*tasks {
-        wanted.add_partition(&task.topic, index(task.partition));
-    }
-    let committed = consumer
-        .committed_offsets(wanted, STABLE)
-        .map_err(|error| Trouble::Passing(format!("fetching committed positions: {error}")))?;
+    let wanted = inputs(tasks);
+    let Some(committed) = committed(consumer, prober, &wanted, interrupted)? else {
+        return Ok(Restored::Interrupted);
+    };
     for task in tasks {
-        let found = committed
-            .find_partition(&task.topic, index(task.partition))
-            .expect("the answer has what was asked for");
-        found
-            .error()
-            .map_err(|error| Trouble::Passing(format!("fetching committed positions: {error}")))?;
         let (low, high) = ends(prober, &task.topic, task.partition, ASK)?;
-        let committed = match found.offset() {
-            Offset::Offset(offset) => Some(unsigned(offset)),
-            Offset::Beginning
-            | Offset::End
-            | Offset::Stored
-            | Offset::Invalid
-            | Offset::OffsetTail(_) => None,
-        };
+        let committed = position_of(&committed, task)?;
         let (start, gap) = start(task, committed, (low, high), accept_gap)?;
         task.position_at(start, committed, gap);
     }
-    Ok(())
+    Ok(Restored::Complete)
+}
+
+/// The partitions that the tasks read, to ask for their positions.
+fn inputs(tasks: &[Task]) -> TopicPartitionList {
+    let mut inputs = TopicPartitionList::with_capacity(tasks.len());
+    for task in tasks {
+        inputs.add_partition(&task.topic, index(task.partition));
+    }
+    inputs
+}
+
+/// A task's position in an answer of the group; `None` where it has committed none.
+fn position_of(committed: &TopicPartitionList, task: &Task) -> Result<Option<u64>, Trouble> {
+    let found = committed
+        .find_partition(&task.topic, index(task.partition))
+        .expect("the answer has what was asked for");
+    found
+        .error()
+        .map_err(|error| Trouble::Passing(format!("fetching committed positions: {error}")))?;
+    Ok(match found.offset() {
+        Offset::Offset(offset) => Some(unsigned(offset)),
+        Offset::Beginning
+        | Offset::End
+        | Offset::Stored
+        | Offset::Invalid
+        | Offset::OffsetTail(_) => None,
+    })
+}
+
+/// The group's stable positions; `None` when interrupted.
+fn committed(
+    consumer: &Consumer,
+    prober: &Consumer,
+    wanted: &TopicPartitionList,
+    mut interrupted: impl FnMut() -> bool,
+) -> Result<Option<TopicPartitionList>, Trouble> {
+    let deadline = Instant::now() + undecided::STABLE;
+    loop {
+        let error = match consumer.committed_offsets(wanted.clone(), STEP) {
+            Ok(found) => return Ok(Some(found)),
+            Err(error) => error,
+        };
+        if interrupted() {
+            return Ok(None);
+        }
+        if code(&error) != RDKafkaErrorCode::OperationTimedOut || Instant::now() >= deadline {
+            return Err(if undecided::withheld(prober, wanted) {
+                Trouble::Undecided("a transaction that is open holds the group's positions".into())
+            } else {
+                Trouble::Passing(format!("fetching committed positions: {error}"))
+            });
+        }
+    }
 }
 
 /// Where to read from, and how many records before that are missing.
@@ -129,6 +168,7 @@ struct Reading {
 pub(crate) fn restore(
     tasks: &mut [Task],
     shared: &Shared,
+    consumer: &Consumer,
     prober: &Consumer,
     mut interrupted: impl FnMut(u32) -> bool,
 ) -> Result<Restored, Trouble> {
@@ -140,6 +180,7 @@ pub(crate) fn restore(
     let mut batch = Batch::new(client::BATCH);
     let mut reported = began;
     let mut patience = PATIENCE;
+    let (mut moved, mut left) = (began, u64::MAX);
     while !readings.is_empty() {
         if interrupted(u32::try_from(readings.len()).unwrap_or(u32::MAX)) {
             return Ok(Restored::Interrupted);
@@ -156,14 +197,19 @@ pub(crate) fn restore(
         // nobody waits for one changelog while another has something
         patience = if reached(&still) == before { PATIENCE } else { Duration::ZERO };
         readings = still;
+        let remaining = readings.iter().map(|r| r.mark.saturating_sub(r.reached)).sum();
+        if remaining < left {
+            (moved, left) = (Instant::now(), remaining);
+        } else if moved.elapsed() >= undecided::STABLE {
+            return Err(stalled(&readings, consumer));
+        }
         if reported.elapsed() >= Duration::from_secs(5) {
             reported = Instant::now();
-            let remaining: u64 = readings.iter().map(|r| r.mark.saturating_sub(r.reached)).sum();
             tracing::info!(tasks = readings.len(), offsets = remaining, "still restoring");
         }
     }
-    for task in &*tasks {
-        task.check_restored(shared)?;
+    if let Err(fatal) = tasks.iter().try_for_each(|task| task.check_restored(shared)) {
+        return Err(mismatch(fatal, tasks, consumer));
     }
     Ok(Restored::Complete)
 }
@@ -171,6 +217,50 @@ pub(crate) fn restore(
 /// Offsets read so far; it changes as well when one is done.
 fn reached(readings: &[Reading]) -> (usize, u64) {
     (readings.len(), readings.iter().map(|reading| reading.reached).sum())
+}
+
+/// Why positions and state do not belong together. A process that stood still between the two
+/// answers for longer than its session has positions from before and a changelog that another has
+/// written since: the group has given its partitions away, and it joins again.
+fn mismatch(fatal: Fatal, tasks: &[Task], consumer: &Consumer) -> Trouble {
+    let committed = match consumer.committed_offsets(inputs(tasks), undecided::STABLE) {
+        Ok(committed) => committed,
+        Err(error) => {
+            return Trouble::Passing(format!("fetching committed positions again: {error}"));
+        }
+    };
+    for task in tasks {
+        match position_of(&committed, task) {
+            Ok(position) if position == task.committed_position() => {}
+            Ok(_) => {
+                let Task { topic, partition, .. } = task;
+                let text = format!(
+                    "topic {topic:?}, partition {partition}: another worker has committed \
+                     positions while this one restored"
+                );
+                return Trouble::Passing(text);
+            }
+            Err(trouble) => return trouble,
+        }
+    }
+    Trouble::Fatal(fatal)
+}
+
+/// Why nothing has come for long although marks have not been reached.
+fn stalled(readings: &[Reading], consumer: &Consumer) -> Trouble {
+    let marks = readings.iter().map(|reading| {
+        let TopicPartition { topic, partition } = &reading.changelog;
+        (topic.as_str(), *partition, reading.mark)
+    });
+    let marks = match undecided::Marks::given(marks) {
+        Ok(marks) => marks,
+        Err(fatal) => return Trouble::Fatal(fatal),
+    };
+    match marks.open(consumer) {
+        Ok(Some(open)) => Trouble::Undecided(open),
+        Ok(None) => Trouble::Passing("changelogs do not come".into()),
+        Err(trouble) => trouble,
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -282,8 +372,19 @@ pub(crate) fn ends(
     let (low, high) =
         prober.fetch_watermarks(topic, index(partition), patience).map_err(|error| {
             let text = format!("asking for the end of {topic:?}, partition {partition}: {error}");
-            if code(&error) == RDKafkaErrorCode::TopicAuthorizationFailed {
+            let code = code(&error);
+            let is_unknown = matches!(
+                code,
+                RDKafkaErrorCode::UnknownTopicOrPartition
+                    | RDKafkaErrorCode::UnknownTopic
+                    | RDKafkaErrorCode::UnknownPartition
+            );
+            if code == RDKafkaErrorCode::TopicAuthorizationFailed {
                 Trouble::Fatal(Fatal::Broker(text))
+            } else if is_unknown && matches!(topology::partitions(prober, topic), Ok(None)) {
+                Trouble::Fatal(Fatal::Broker(format!(
+                    "topic {topic:?} is gone: restore it, or see `flopwatch topics`"
+                )))
             } else {
                 Trouble::Passing(text)
             }

@@ -5,6 +5,7 @@
 //! after a failed commit, at the end. There is no way back and no undo: what was not committed is
 //! read again by the next task of that partition.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -28,6 +29,10 @@ use rdkafka::error::RDKafkaErrorCode;
 
 /// How long the broker may take to confirm a partition's end before it is declared idle.
 const IS_IDLE: Duration = Duration::from_secs(2);
+
+/// Batches that may wait in a queue: more than its bound, so that the fetcher of the assignment
+/// before, which may still be at work, cannot keep us.
+const LEFTOVERS: usize = 64;
 
 /// The state machine of a task.
 pub(crate) enum Machine {
@@ -124,6 +129,8 @@ pub(crate) enum Trouble {
         cause: Abort,
         detail: String,
     },
+    /// A transaction stands open that nobody ends any more: as `Passing`, for a while.
+    Undecided(String),
     Fatal(Fatal),
 }
 
@@ -271,6 +278,28 @@ impl Task {
                  it, or start afresh under a new kafka.group_id with new internal topics"
             ))),
         }
+    }
+
+    /// Before it is assigned: takes what an earlier assignment has left in the queue. librdkafka
+    /// outdates records itself, but not the error that a position is not in the log: each that
+    /// stayed would cost one more restore.
+    pub(crate) fn forget(&mut self, batch: &mut Batch) {
+        for _ in 0..LEFTOVERS {
+            let mut is_empty = true;
+            let seen = |_: Polled<'_>| -> Result<(), Infallible> {
+                is_empty = false;
+                Ok(())
+            };
+            let Ok(_) = batch.read(&self.queue, Duration::ZERO, seen);
+            if is_empty {
+                return;
+            }
+        }
+    }
+
+    /// What the group had committed for it when it was asked last.
+    pub(crate) const fn committed_position(&self) -> Option<u64> {
+        self.committed
     }
 
     /// Running: silence counts from here, not from before the restore.

@@ -32,6 +32,9 @@ const PATIENCE: Duration = client::TRANSACTION_TIMEOUT;
 /// One call's share of that, between two looks at the delivery reports.
 const STEP: Duration = Duration::from_millis(500);
 
+/// How long the broker may take to say whether a topic is there: right after a failure.
+const IS_THERE: Duration = Duration::from_secs(2);
+
 /// The transactional producer of a worker.
 pub(crate) struct Publisher {
     worker: usize,
@@ -83,7 +86,7 @@ impl Publisher {
         let Err(error) = transaction.run(tasks, positions, group) else { return Ok(()) };
         // the record that was refused says more than the transaction's own error
         let undelivered = producer.context().take_undelivered();
-        if let Some(fatal) = undelivered.as_ref().and_then(hopeless) {
+        if let Some(fatal) = undelivered.as_ref().and_then(|lost| hopeless(lost, producer)) {
             return Err(Trouble::Fatal(fatal));
         }
         if undelivered.is_none() && topology::code(&error) == RDKafkaErrorCode::MessageSizeTooLarge
@@ -210,7 +213,12 @@ impl Transaction<'_> {
     fn send(&self, mut record: BaseRecord<'_, [u8], [u8]>) -> KafkaResult<()> {
         loop {
             let Err((error, refused)) = self.producer.send(record) else { return Ok(()) };
-            if topology::code(&error) != RDKafkaErrorCode::QueueFull {
+            let code = topology::code(&error);
+            if code != RDKafkaErrorCode::QueueFull {
+                // refused before it was sent: by name, like one that comes back
+                let bytes = refused.payload.map_or(0, <[u8]>::len);
+                let topic = refused.topic.to_owned();
+                self.producer.context().keep(Undelivered { topic, bytes, code });
                 return Err(error);
             }
             // the queue is bounded in bytes; what is in it leaves by itself
@@ -271,8 +279,21 @@ fn cause(error: &KafkaError) -> Abort {
     Abort::Failed
 }
 
+/// Whether the broker has the topic after all, or does not say: one that is just coming back may
+/// not have known it yet.
+fn is_there(producer: &Producer, topic: &str) -> bool {
+    let Ok(metadata) = producer.client().fetch_metadata(Some(topic), IS_THERE) else { return true };
+    metadata.topics().iter().all(|found| {
+        let code = found.error().map(RDKafkaErrorCode::from);
+        !matches!(
+            code,
+            Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition)
+        )
+    })
+}
+
 /// A record that the broker will refuse whenever it is tried.
-fn hopeless(undelivered: &Undelivered) -> Option<Fatal> {
+fn hopeless(undelivered: &Undelivered, producer: &Producer) -> Option<Fatal> {
     let Undelivered { topic, bytes, code } = undelivered;
     let remedy = if matches!(
         code,
@@ -289,9 +310,14 @@ fn hopeless(undelivered: &Undelivered) -> Option<Fatal> {
         RDKafkaErrorCode::UnknownTopicOrPartition
             | RDKafkaErrorCode::UnknownTopic
             | RDKafkaErrorCode::UnknownPartition
-            | RDKafkaErrorCode::PolicyViolation
-            | RDKafkaErrorCode::InvalidRecord
+            // what librdkafka says first of a topic that was deleted: nobody leads it any more
+            | RDKafkaErrorCode::MessageTimedOut
     ) {
+        if *code != RDKafkaErrorCode::UnknownPartition && is_there(producer, topic) {
+            return None;
+        }
+        "the topic or a partition of it is gone: restore it, or see `flopwatch topics`".to_owned()
+    } else if matches!(code, RDKafkaErrorCode::PolicyViolation | RDKafkaErrorCode::InvalidRecord) {
         "see `flopwatch topics` for how it should be".to_owned()
     } else {
         return None;

@@ -23,6 +23,7 @@ use super::restore::{self, Restored};
 use super::task::{Shared, Task, Trouble};
 use super::topology;
 use super::transaction::Publisher;
+use super::undecided::{self, Marks};
 use crate::detector::outbox::Output;
 use crate::detector::policy::Policies;
 use crate::error::Fatal;
@@ -83,6 +84,10 @@ pub(crate) struct Worker {
     /// A full batch was read since the last commit.
     catching_up: bool,
     failures: u32,
+    /// Since when a transaction that nobody ends has kept it from running.
+    undecided: Option<Instant>,
+    /// Where our topics ended at the last look, which it took then.
+    looked: (Instant, Option<Marks>),
 }
 
 impl Worker {
@@ -106,6 +111,8 @@ impl Worker {
             last_commit: Instant::now(),
             catching_up: false,
             failures: 0,
+            undecided: None,
+            looked: (Instant::now(), None),
         })
     }
 
@@ -167,6 +174,7 @@ impl Worker {
         if !self.running {
             return Ok(0);
         }
+        self.look()?;
         self.listen();
         let records = self.read()?;
         if self.is_commit_due(records) {
@@ -278,25 +286,36 @@ impl Worker {
     fn open(&mut self) -> Result<(), Trouble> {
         let shared = Arc::clone(&self.inlets.shared);
         self.publisher.open(&shared.config)?;
+        if self.failures > 0 && !self.settle()? {
+            return Ok(());
+        }
         self.take_told();
         self.take_policies();
         let mut tasks = self.create(&shared)?;
         let (consumer, prober) = (&self.consumer, &self.prober);
-        restore::position(&mut tasks, consumer, prober, self.inlets.accept_gap)?;
         let (events, rebalances) = (&mut self.events, &self.rebalances);
         let (health, stop, number) = (&self.inlets.health, &self.inlets.stop, self.number);
-        let restored = restore::restore(&mut tasks, &shared, prober, |remaining| {
-            health.worker(number, Phase::Restoring { remaining });
+        let mut interrupted = || {
             // an error here comes back in the next round
             drop(consumer.poll(Duration::ZERO));
             events.extend(rebalances.try_iter());
             !events.is_empty() || stop.load(Ordering::Acquire)
-        })?;
+        };
+        let accept_gap = self.inlets.accept_gap;
+        let mut restored =
+            restore::position(&mut tasks, consumer, prober, accept_gap, &mut interrupted)?;
+        if restored == Restored::Complete {
+            restored = restore::restore(&mut tasks, &shared, consumer, prober, |remaining| {
+                health.worker(number, Phase::Restoring { remaining });
+                interrupted()
+            })?;
+        }
         if restored == Restored::Interrupted {
             return Ok(());
         }
         let mut assignment = TopicPartitionList::with_capacity(tasks.len());
-        for task in &tasks {
+        for task in &mut tasks {
+            task.forget(&mut self.batch);
             restore::add(&mut assignment, &task.topic, task.partition, task.start())?;
         }
         self.consumer
@@ -311,9 +330,44 @@ impl Worker {
         }
         self.tasks = tasks;
         self.running = true;
+        self.undecided = None;
         self.last_commit = Instant::now();
         self.inlets.health.worker(self.number, Phase::Running);
         tracing::info!(worker = self.number, tasks = self.tasks.len(), "running");
+        Ok(())
+    }
+
+    /// After trouble: waits until all that stands in our topics is decided, ours by the producer
+    /// just opened. False when there is something else to do.
+    fn settle(&mut self) -> Result<bool, Trouble> {
+        let marks = Marks::take(&self.prober, &self.inlets.shared)?;
+        let until = Instant::now() + undecided::STABLE;
+        while let Some(open) = marks.open(&self.consumer)? {
+            if Instant::now() >= until {
+                return Err(Trouble::Undecided(open));
+            }
+            self.serve(Duration::from_millis(50))?;
+            if !self.events.is_empty() || self.is_stopping() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Now and then while running: whether what our topics held at the last look is decided.
+    fn look(&mut self) -> Result<(), Trouble> {
+        if self.looked.0.elapsed() < undecided::LOOK {
+            return Ok(());
+        }
+        let before = self.looked.1.take();
+        let open = before.map_or(Ok(None), |marks| marks.open(&self.consumer));
+        self.looked = (Instant::now(), None);
+        match open {
+            Ok(Some(open)) => return Err(Trouble::Undecided(open)),
+            Ok(None) => self.looked.1 = Marks::take(&self.prober, &self.inlets.shared).ok(),
+            // a broker that does not answer shows elsewhere
+            Err(trouble) => tracing::debug!(worker = self.number, ?trouble, "no look"),
+        }
         Ok(())
     }
 
@@ -450,6 +504,11 @@ impl Worker {
     fn note(&self, trouble: &Trouble) {
         match trouble {
             Trouble::Passing(detail) => tracing::warn!(worker = self.number, detail, "trouble"),
+            Trouble::Undecided(detail) => {
+                let seconds = self.undecided.map_or(0, |since| since.elapsed().as_secs());
+                let worker = self.number;
+                tracing::error!(worker, detail, seconds, "a transaction does not end");
+            }
             Trouble::Aborted { cause, detail } => {
                 metrics::aborted(*cause);
                 tracing::warn!(worker = self.number, cause = cause.name(), detail, "aborted");
@@ -462,6 +521,12 @@ impl Worker {
     fn recover(&mut self, trouble: Trouble) -> Result<(), Fatal> {
         if let Trouble::Fatal(fatal) = trouble {
             return Err(fatal);
+        }
+        if let Trouble::Undecided(detail) = &trouble {
+            let since = *self.undecided.get_or_insert_with(Instant::now);
+            if since.elapsed() >= undecided::LIMIT {
+                return Err(undecided::fatal(detail));
+            }
         }
         self.note(&trouble);
         self.drop_tasks();

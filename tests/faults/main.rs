@@ -5,10 +5,13 @@ mod broker;
 #[path = "../support/fleet.rs"]
 mod fleet;
 mod full_disk;
+mod gap;
 mod protocols;
 #[path = "../support/proxy.rs"]
 mod proxy;
+mod restart;
 mod time;
+mod undecided;
 #[path = "../support/world.rs"]
 mod world;
 
@@ -72,7 +75,7 @@ fn a_broker_that_was_out_of_reach_is_used_again_by_the_same_process() {
     world.send(&config, 50, 100);
     // beyond the session and the transaction timeout, when not told otherwise
     let length = std::env::var("UNREACHABLE_SECONDS")
-        .map_or(15, |text| text.parse().expect("UNREACHABLE_SECONDS is a number"));
+        .map_or(60, |text| text.parse().expect("UNREACHABLE_SECONDS is a number"));
     fleet.hold(Duration::from_secs(length));
     proxy.set(Line::Sound);
     world.await_outcome(&config, &expected, PATIENCE);
@@ -81,52 +84,55 @@ fn a_broker_that_was_out_of_reach_is_used_again_by_the_same_process() {
     assert_eq!(world.found(&config), expected);
 }
 
-#[test]
-fn a_usage_topic_deleted_under_a_process_ends_it_with_a_line_that_names_it() {
-    delete_topics("usage-deleted", 0..1);
+/// The topics of a deployment that a process cannot do without.
+fn topics_of(config: &Config) -> Vec<String> {
+    let topics = &config.topics;
+    let ours = [
+        &topics.usage,
+        &topics.accounts,
+        &topics.account_usage,
+        &topics.group_usage,
+        &topics.alerts,
+        &topics.shadow_alerts,
+        &topics.dead_letters,
+    ];
+    let changelogs = Stage::ALL.map(|stage| topology::changelog(config, stage));
+    ours.into_iter().cloned().chain(changelogs).collect()
 }
 
+/// Each in a deployment of its own, deleted while usage flows.
 #[test]
 fn every_topic_deleted_under_a_process_ends_it_with_a_line_that_names_it() {
-    delete_topics("deleted", 1..6);
-}
-
-/// Each topic of a deployment of its own, deleted while usage flows.
-fn delete_topics(name: &str, topics: std::ops::Range<usize>) {
     let broker = Broker::shared();
     let world = World::new(43, KeyBy::Event, 2);
     let more = "[kafka.client]\n\"topic.metadata.refresh.interval.ms\" = 1000\n";
-    let deployments: Vec<_> = (0..6)
-        .map(|number| deployment(&format!("{name}-{number}"), &broker.address, more))
+    let deployments: Vec<_> = (0..10)
+        .map(|number| deployment(&format!("deleted-{number}"), &broker.address, more))
         .collect();
     let texts: Vec<_> = deployments.iter().map(|(_, text)| text.clone()).collect();
     let mut fleet = Fleet::new(&texts);
-    for number in topics {
-        let config = &deployments[number].0;
-        let topics = &config.topics;
-        let topic = [
-            topics.usage.clone(),
-            topics.accounts.clone(),
-            topics.account_usage.clone(),
-            topics.alerts.clone(),
-            topics.dead_letters.clone(),
-            topology::changelog(config, Stage::Account),
-        ][number]
-            .clone();
+    for (number, (config, _)) in deployments.iter().enumerate() {
         world.prepare(config);
         fleet.start(number);
         world.send(config, 0, 20);
-        let group = &config.kafka.group_id;
-        await_positions(&mut fleet, group, &topics.usage, &share(&world, 10));
-        broker.delete_topic(&topic);
-        if topic != topics.usage {
+        let (group, usage) = (&config.kafka.group_id, &config.topics.usage);
+        await_positions(&mut fleet, group, usage, &share(&world, 10));
+    }
+    let topic = |number: usize| topics_of(&deployments[number].0)[number].clone();
+    for (number, (config, _)) in deployments.iter().enumerate() {
+        broker.delete_topic(&topic(number));
+        if topic(number) != config.topics.usage {
             world.send(config, 20, 100);
         }
+    }
+    for number in 0..deployments.len() {
+        let topic = &topic(number);
         let status = fleet.await_end(number, PATIENCE);
         let tail = fleet.tail(number);
         assert_eq!(status.code(), Some(1), "{topic}: {tail}");
         let last = tail.lines().last().unwrap_or_default();
-        assert!(last.starts_with("error: kafka: ") && last.contains(&topic), "{topic}: {tail}");
+        assert!(last.starts_with("error: kafka: ") && last.contains(topic), "{topic}: {tail}");
+        eprintln!("{last}");
     }
 }
 

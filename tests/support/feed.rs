@@ -92,14 +92,32 @@ struct Heard {
     struck_ms: i64,
     /// By usage partition: the arrival of the first record that was produced after the fault.
     first: Vec<Option<Instant>>,
+    /// By usage partition: the arrival of the last record.
+    last: Vec<Instant>,
+    /// The longest that a partition has not been heard of since the fault.
+    silence: Duration,
 }
 
 impl Heard {
     fn new(partitions: usize) -> Self {
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
-        let struck_ms = i64::try_from(clock.as_millis()).expect("a clock before the year 2500");
-        Self { struck: Instant::now(), struck_ms, first: vec![None; partitions] }
+        let now = Instant::now();
+        let (first, last) = (vec![None; partitions], vec![now; partitions]);
+        Self { struck: now, struck_ms: wall_clock_ms(), first, last, silence: Duration::ZERO }
     }
+
+    fn hear(&mut self, partition: usize, produced_ms: i64) {
+        let now = Instant::now();
+        if produced_ms > self.struck_ms {
+            self.first[partition].get_or_insert(now);
+        }
+        let last = std::mem::replace(&mut self.last[partition], now);
+        self.silence = self.silence.max(now - last);
+    }
+}
+
+fn wall_clock_ms() -> i64 {
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
+    i64::try_from(clock.as_millis()).expect("a clock before the year 2500")
 }
 
 impl Watcher {
@@ -132,9 +150,7 @@ impl Watcher {
                 let usage = AccountUsage::decode(value).expect("a sound record");
                 let produced_ms = record.timestamp().to_millis().unwrap_or(0);
                 let mut heard = told.0.lock().expect(UNPOISONED);
-                if produced_ms > heard.struck_ms {
-                    heard.first[usage.input_partition as usize].get_or_insert(Instant::now());
-                }
+                heard.hear(usage.input_partition as usize, produced_ms);
                 told.1.notify_all();
             }
         });
@@ -144,7 +160,22 @@ impl Watcher {
     /// A fault strikes now.
     pub(crate) fn strike(&self) {
         let mut heard = self.heard.0.lock().expect(UNPOISONED);
-        *heard = Heard::new(heard.first.len());
+        let last = std::mem::take(&mut heard.last);
+        *heard = Heard { last, ..Heard::new(heard.first.len()) };
+    }
+
+    /// Only what is produced from now on tells that the last fault is over.
+    pub(crate) fn listen_again(&self) {
+        let mut heard = self.heard.0.lock().expect(UNPOISONED);
+        heard.struck_ms = wall_clock_ms();
+        heard.first.fill(None);
+    }
+
+    /// The longest that a partition has not been heard of since the last fault.
+    pub(crate) fn silence(&self) -> Duration {
+        let heard = self.heard.0.lock().expect(UNPOISONED);
+        let open = heard.last.iter().map(Instant::elapsed).max().unwrap_or_default();
+        heard.silence.max(open)
     }
 
     /// How long after the fault the last usage partition was heard of again; `None` when not all

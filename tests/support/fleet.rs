@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each binary that tests with it uses a part")]
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -47,12 +48,18 @@ impl Fleet {
     }
 
     pub(crate) fn start(&mut self, number: usize) {
+        self.start_with(number, &[]);
+    }
+
+    /// Starts a member with more arguments.
+    pub(crate) fn start_with(&mut self, number: usize, arguments: &[&str]) {
         let member = &mut self.members[number];
         member.began = read(&member.log).len();
         let log = File::options().create(true).append(true).open(&member.log).expect("a log");
         let child = Command::new(env!("CARGO_BIN_EXE_flopwatch"))
             .args(["run", "--config"])
             .arg(&member.configuration)
+            .args(arguments)
             .env("FLOPWATCH_LOG", "json")
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
             .stdin(Stdio::null())
@@ -136,6 +143,12 @@ impl Fleet {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
+    /// The last line of a member's log that holds the text.
+    pub(crate) fn line(&self, number: usize, text: &str) -> Option<String> {
+        let log = read(&self.members[number].log);
+        log.lines().rfind(|line| line.contains(text)).map(str::to_owned)
+    }
+
     /// Whether a line of a member's log holds the text.
     pub(crate) fn has_logged(&self, number: usize, text: &str) -> bool {
         let log = read(&self.members[number].log);
@@ -150,6 +163,50 @@ impl Fleet {
             self.tend();
             std::thread::park_timeout(LOOK);
         }
+    }
+
+    /// How many lines the present process of a member has logged.
+    pub(crate) fn said(&self, number: usize) -> usize {
+        self.log_of_process(number).lines().count()
+    }
+
+    /// Waits until the present process of a member has logged a message after so many lines.
+    pub(crate) fn await_message(
+        &self,
+        number: usize,
+        said: usize,
+        message: &str,
+        patience: Duration,
+    ) -> bool {
+        let wanted = format!("\"message\":\"{message}\"");
+        let deadline = Instant::now() + patience;
+        while !self.log_of_process(number).lines().skip(said).any(|line| line.contains(&wanted)) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::park_timeout(LOOK / 5);
+        }
+        true
+    }
+
+    /// How many tasks the present process of a member runs, by what it has logged.
+    pub(crate) fn tasks(&self, number: usize) -> u64 {
+        let mut tasks = BTreeMap::new();
+        for line in self.log_of_process(number).lines() {
+            let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+            let worker = line["worker"].as_u64();
+            match line["message"].as_str() {
+                Some("running") => drop(tasks.insert(worker, line["tasks"].as_u64().unwrap_or(0))),
+                Some("revoked" | "assigned" | "aborted" | "trouble") => drop(tasks.remove(&worker)),
+                Some(_) | None => {}
+            }
+        }
+        tasks.values().sum()
+    }
+
+    fn log_of_process(&self, number: usize) -> String {
+        let member = &self.members[number];
+        read(&member.log).split_off(member.began)
     }
 
     pub(crate) fn pid(&self, number: usize) -> u32 {

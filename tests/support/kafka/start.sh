@@ -3,6 +3,7 @@
 #
 #   PORT=9092 CONTROLLER_PORT=9093 DATA=dir HEAP=768m tests/support/kafka/start.sh
 #
+# KAFKA_VERSION=4.1.1 takes another version.
 # PROPERTIES=file adds to the broker's settings, FORMAT='...' to the arguments that format its storage
 # (`--add-scram ...`). The jars come from Maven Central once, into target/. DATA is made when it is not there, and is a
 # temporary directory, removed at the end, when it is not given. With UNTIL_EOF=1 the broker ends
@@ -12,7 +13,8 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../../.." && pwd)
-version=$(sed -nE 's:.*<version>([0-9.]+)</version>.*:\1:p' "$here/pom.xml" | sed -n 2p)
+pinned=$(sed -nE 's:.*<kafka.version>([0-9.]+)</kafka.version>.*:\1:p' "$here/pom.xml")
+version=${KAFKA_VERSION:-$pinned}
 libs="${CARGO_TARGET_DIR:-$root/target}/kafka-$version/libs"
 
 for tool in java mvn flock; do
@@ -28,7 +30,8 @@ exec 9>"$libs/.lock"
 flock 9
 if [[ ! -e "$libs/.complete" ]]; then
     echo "start.sh: fetching Kafka $version" >&2
-    mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies -DoutputDirectory="$libs" >&2
+    mvn -q -B -f "$here/pom.xml" -Dkafka.version="$version" dependency:copy-dependencies \
+        -DoutputDirectory="$libs" >&2
     touch "$libs/.complete"
 fi
 flock -u 9
