@@ -1,6 +1,7 @@
 package flopwatch.peers;
 
 import java.time.Duration;
+import org.apache.flink.api.common.eventtime.SerializableTimestampAssigner;
 import org.apache.flink.api.common.eventtime.WatermarkStrategy;
 import org.apache.flink.api.common.functions.OpenContext;
 import org.apache.flink.api.common.serialization.SimpleStringSchema;
@@ -37,7 +38,7 @@ public final class FlinkPeer {
     public static void main(String[] arguments) throws Exception {
         Settings settings = Settings.parse(arguments);
         StreamExecutionEnvironment environment = environment(settings);
-        SingleOutputStreamOperator<String> alerts = usage(environment, settings)
+        SingleOutputStreamOperator<String> alerts = usage(environment, settings, (event, recorded) -> event.f3)
                 .keyBy(event -> event.f0, Types.STRING)
                 .process(new Accounts(settings))
                 .returns(Types.STRING)
@@ -68,7 +69,9 @@ public final class FlinkPeer {
 
     /** Account, hour, GFLOP, time in milliseconds, identity: decoded and measured before the shuffle. */
     static DataStream<Tuple5<String, Integer, Long, Long, Long>> usage(
-            StreamExecutionEnvironment environment, Settings settings) {
+            StreamExecutionEnvironment environment,
+            Settings settings,
+            SerializableTimestampAssigner<Tuple5<String, Integer, Long, Long, Long>> times) {
         KafkaSource<Tuple5<String, Integer, Long, Long, Long>> source =
                 KafkaSource.<Tuple5<String, Integer, Long, Long, Long>>builder()
                         .setBootstrapServers(settings.servers)
@@ -84,7 +87,7 @@ public final class FlinkPeer {
         WatermarkStrategy<Tuple5<String, Integer, Long, Long, Long>> watermarks =
                 WatermarkStrategy.<Tuple5<String, Integer, Long, Long, Long>>forBoundedOutOfOrderness(
                                 Duration.ofNanos(settings.latenessNanos))
-                        .withTimestampAssigner((event, recorded) -> event.f3);
+                        .withTimestampAssigner(times);
         return environment.fromSource(source, watermarks, "usage");
     }
 
