@@ -157,9 +157,7 @@ pub(crate) fn worker_producer(kafka: &config::Kafka, worker: usize) -> Result<Pr
 
 /// A consumer outside the group's assignment, read from the beginning: changelogs, the directory.
 pub(crate) fn reader(kafka: &config::Kafka, purpose: &str) -> Result<Consumer, Fatal> {
-    reader_options(kafka, purpose)
-        .create_with_context(ConsumerEvents::new().0)
-        .map_err(refused)
+    reader_options(kafka, purpose).create_with_context(ConsumerEvents::new().0).map_err(refused)
 }
 
 /// The options of such a consumer; what a bench reads with beside us.
