@@ -7,7 +7,7 @@ CARGO ?= cargo
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos chaos-plants lint deny fuzz validate bench kafka
+.PHONY: help setup demo test chaos chaos-plants lint deny fuzz validate bench bench-stages bench-peers kafka
 
 help: ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -65,9 +65,22 @@ validate: ## DATA=DIR: public traces and published runs against plain sums
 	@.ci/setup build
 	$(CARGO) run --release --locked --quiet -- validate --data $(DATA)
 
-bench: ## benchmarks; figures hold for this machine and day only
+BENCH ?=
+bench: ## a backlog beside a bare consumer, on a real Kafka; BENCH='--latency', '--memory', '--rounds 2 --events 1000000'
 	@.ci/setup test
-	$(CARGO) bench --locked
+	$(CARGO) bench --locked --bench end_to_end -- $(BENCH)
+
+bench-stages: ## criterion: decode, METER, ACCOUNT, restore, on one core without Kafka
+	@.ci/setup build
+	$(CARGO) bench --locked --bench decode --bench meter --bench account --bench restore
+
+bench-peers: ## the same task in Kafka Streams and Flink, results compared; minutes a round
+	@.ci/setup test
+	for peer in streams flink; do \
+	    mvn -q -B -f benches/peers/$$peer.xml compile dependency:copy-dependencies \
+	        -DoutputDirectory=$(CURDIR)/target/peers/$$peer/libs || exit 1; \
+	done
+	$(CARGO) bench --locked --bench end_to_end -- --peers $(BENCH)
 
 kafka: ## a Kafka of the tests' own version on loopback, until interrupted
 	@.ci/setup test

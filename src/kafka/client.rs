@@ -157,12 +157,17 @@ pub(crate) fn worker_producer(kafka: &config::Kafka, worker: usize) -> Result<Pr
 
 /// A consumer outside the group's assignment, read from the beginning: changelogs, the directory.
 pub(crate) fn reader(kafka: &config::Kafka, purpose: &str) -> Result<Consumer, Fatal> {
+    reader_options(kafka, purpose).create_with_context(ConsumerEvents::new().0).map_err(refused)
+}
+
+/// The options of such a consumer; what a bench reads with beside us.
+pub fn reader_options(kafka: &config::Kafka, purpose: &str) -> ClientConfig {
     let mut options = layered(kafka, &[CONSUMER], &[CONSUMER_EXACT]);
     options
         .set("client.id", format!("{}-{}-{purpose}", kafka.group_id, kafka.instance))
         // librdkafka assigns only to members of a group; this one never joins or commits
         .set("group.id", &kafka.group_id);
-    options.create_with_context(ConsumerEvents::new().0).map_err(refused)
+    options
 }
 
 /// A client that asks for metadata and for ends of logs as `read_uncommitted`: the end that a
