@@ -6,6 +6,8 @@
 //! the step adds goes on to GROUP tagged M - epoch, so that GROUP's judgement of the same slice
 //! end sees exactly what this one saw.
 
+mod state;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -14,16 +16,15 @@ use foldhash::fast::FixedState;
 use super::alert::{Alert, Episode};
 use super::align::Align;
 use super::changelog::{Reader, Writer, damaged};
-use super::directory::{AccountRecord, Country, Directory, Facts, Origin};
+use super::directory::{AccountRecord, Directory, Facts, Origin};
 use super::event::Record;
 use super::internal::{
     AccountSum, GroupKey, GroupPacker, GroupSum, Membership, pack_watermark, partition_of,
     unpack_usage,
 };
-use super::judge::{Behind, Description, Subject};
-use super::key_state::{
-    KeyState, StateKey, check_stamp, read_episodes, write_episodes, write_stamp,
-};
+use super::judge::{Behind, Description, Subject, may_meet};
+use super::key_state::{KeyState, StateKey, check_stamp};
+use super::keyed::Keyed;
 use super::measure::Measure;
 use super::names::{NameId, Names};
 use super::outbox::{Outbox, Output};
@@ -46,9 +47,7 @@ pub struct Account {
     names: Names,
     directory: Directory,
     align: Align<AccountSum>,
-    accounts: HashMap<NameId, AccountState, FixedState>,
-    /// Accounts whose state changed since the last commit.
-    touched: BTreeSet<NameId>,
+    accounts: Keyed<NameId, AccountState>,
     /// The judged slice end by which slices were last made to leave.
     expired: Option<Timestamp>,
     /// The watermark last sent on.
@@ -76,7 +75,8 @@ struct AccountState {
     sums: KeyState,
     facts: Facts,
     owner: NameId,
-    country: Country,
+    /// The country of origin.
+    country: NameId,
     /// Has a retained slice: its groups count it.
     member: bool,
     sites: BTreeMap<NameId, Vec<Episode>>,
@@ -85,9 +85,14 @@ struct AccountState {
 /// What one step adds to the groups.
 #[derive(Debug, Default)]
 struct Step {
-    sums: BTreeMap<(GroupKey, Option<usize>, Timestamp, Place), Measure>,
+    sums: Vec<(AddedTo, Measure)>,
+    /// Where a sum stands among `sums`.
+    index: HashMap<AddedTo, u32, FixedState>,
     memberships: Vec<Membership>,
 }
+
+/// Group, tier, slice end and place.
+type AddedTo = (GroupKey, Option<usize>, Timestamp, Place);
 
 impl Account {
     pub fn new(rules: Arc<Rules>, policies: Arc<Policies>, partition: u32, targets: u32) -> Self {
@@ -100,8 +105,7 @@ impl Account {
             names: Names::default(),
             directory: Directory::default(),
             align,
-            accounts: HashMap::with_hasher(FixedState::default()),
-            touched: BTreeSet::new(),
+            accounts: Keyed::default(),
             expired: None,
             announced: None,
             gap: 0,
@@ -161,9 +165,9 @@ impl Account {
 
     /// Every retained slice of the finest tier, by account, with its sum.
     pub fn ledger(&self) -> impl Iterator<Item = (&str, Timestamp, Measure)> {
-        self.accounts.iter().flat_map(|(id, account)| {
+        self.accounts.iter().flat_map(move |(id, account)| {
             let slices = account.sums.windows.all_slices(0, &self.rules.finest());
-            slices.into_iter().map(|(end, measure)| (self.names.text(*id), end, measure))
+            slices.into_iter().map(move |(end, measure)| (self.names.text(id), end, measure))
         })
     }
 }
@@ -214,7 +218,7 @@ impl Stage for Account {
             (StateKey::Head { key, .. }, Some(value)) => self.restore_head(key, value),
             (StateKey::Head { key, .. }, None) => {
                 let id = self.names.intern(key);
-                self.accounts.remove(&id);
+                self.accounts.remove(id);
                 Ok(())
             }
             (StateKey::Slices { block, key, .. }, value) => {
@@ -240,14 +244,14 @@ impl Account {
 
     fn step(&mut self, step: Timestamp, sums: Vec<AccountSum>, outbox: &mut Outbox) {
         let mut added = Step::default();
+        outbox.tally.steps += 1;
+        outbox.tally.sums += sums.len() as u64;
         let judged = self.rules.judged(step.minus(self.rules.time.epoch));
         self.expire(judged, &mut added);
         self.move_changed(step, &mut added);
-        self.apply(&sums, judged, &mut added);
+        self.apply(sums, judged, &mut added);
         self.judge(step, outbox);
-        self.forward(step, &added, outbox);
-        outbox.tally.steps += 1;
-        outbox.tally.sums += sums.len() as u64;
+        self.forward(step, added, outbox);
     }
 
     /// After the judgement of `judged`: slices that are no longer kept leave, and accounts that
@@ -257,17 +261,15 @@ impl Account {
             return;
         }
         self.expired = Some(judged);
-        for (&id, account) in &mut self.accounts {
+        self.accounts.each_mut(|id, account| {
             account.sums.expire(&self.rules, judged);
             if account.member && account.sums.windows.is_empty() {
                 account.member = false;
                 account.sums.head_changed = true;
-                added.membership(id, account, &mut self.names, false);
+                added.membership(id, account, false);
             }
-            if account.sums.head_changed || account.sums.windows.is_changed() {
-                self.touched.insert(id);
-            }
-        }
+            account.sums.is_changed()
+        });
     }
 
     /// Directory changes that take effect at `step` move what is retained between groups.
@@ -277,81 +279,81 @@ impl Account {
             changed.extend(self.names.find(&id));
         }
         if std::mem::take(&mut self.restored.compare_rules) {
-            changed.extend(self.accounts.keys());
+            changed.extend(self.accounts.iter().map(|(id, _)| id));
         }
         for id in changed {
-            let Some(account) = self.accounts.get_mut(&id) else { continue };
+            let Some(slot) = self.accounts.slot(id) else { continue };
+            let Some((_, account)) = self.accounts.at(slot) else { continue };
             let facts = self.directory.facts(self.names.text(id)).clone();
-            let owner = facts.owner(self.names.text(id)).to_owned();
-            let owner = self.names.intern(&owner);
-            let country = facts.origin(&self.rules.origin).country;
+            let (owner, country) = groups_of(&self.rules, &mut self.names, id, &facts);
             if (&facts, owner, country) == (&account.facts, account.owner, account.country) {
                 continue;
             }
-            let new = (facts, owner, country);
-            added.relocate(id, account, &mut self.names, new, &self.rules.tiers);
+            added.relocate(id, account, (facts, owner, country), &self.rules.tiers);
             account.sums.head_changed = true;
-            self.touched.insert(id);
+            self.accounts.touch(slot);
         }
     }
 
-    fn apply(&mut self, sums: &[AccountSum], judged: Timestamp, added: &mut Step) {
-        for sum in sums {
-            let id = sum.account;
-            let account = self.accounts.entry(id).or_insert_with(|| {
+    fn apply(&mut self, mut sums: Vec<AccountSum>, judged: Timestamp, added: &mut Step) {
+        // inputs are in order of account each; together, an account is looked up and summed once
+        sums.sort_by_key(AccountSum::adds_to);
+        for same in sums.chunk_by(|a, b| a.adds_to() == b.adds_to()) {
+            let AccountSum { account: id, slice_end, place, .. } = same[0];
+            let mut measure = Measure::ZERO;
+            same.iter().for_each(|sum| measure += sum.measure);
+            let slot = self.accounts.slot_or_insert_with(id, || {
                 let facts = self.directory.facts(self.names.text(id)).clone();
                 AccountState::new(&self.rules, &mut self.names, id, facts)
             });
-            let taken =
-                account.sums.add(&self.rules, judged, sum.slice_end, sum.place, sum.measure);
+            let (_, account) = self.accounts.at(slot).expect("found or made just before");
+            let taken = account.sums.add(&self.rules, judged, slice_end, place, measure);
             if taken && !account.member {
                 account.member = true;
                 account.sums.head_changed = true;
-                added.membership(id, account, &mut self.names, true);
+                added.membership(id, account, true);
             }
-            for group in account.groups(&mut self.names) {
-                added.sum(group, None, sum.slice_end, sum.place, sum.measure);
+            for group in account.groups() {
+                added.sum(group, None, slice_end, place, measure);
             }
-            self.touched.insert(id);
+            self.accounts.touch(slot);
         }
     }
 
     fn judge(&mut self, step: Timestamp, outbox: &mut Outbox) {
-        let at = step.minus(self.rules.time.lateness);
-        let is_boundary = at == at.floor(self.rules.finest().slice);
-        if !is_boundary || self.last_judged.is_some_and(|last| at > last) {
+        let Some(at) = self.rules.judged_at(step) else { return };
+        if self.last_judged.is_some_and(|last| at > last) {
             return;
         }
-        let with_sites = self.policies.list.iter().any(|policy| policy.scope == Scope::Site);
         let mut alerts = Vec::new();
-        let gap = self.gaps();
-        for (&id, account) in &mut self.accounts {
-            let (rules, names, policies) = (&self.rules, &self.names, &self.policies);
-            let mut judging = Judging { rules, names, policies, at, gap };
+        let (rules, names, policies, gap) = (&self.rules, &self.names, &self.policies, self.gaps());
+        let judging = Judging { rules, names, policies, at, gap };
+        outbox.tally.judged += self.accounts.len() as u64;
+        self.accounts.each_mut(|id, account| {
             let changed = judging.account(id, account, &mut alerts);
-            let sites = with_sites || !account.sites.is_empty();
-            let changed_sites = sites && judging.sites(id, account, &mut alerts);
-            if changed || changed_sites {
-                account.sums.head_changed = true;
-                self.touched.insert(id);
-            }
-            outbox.tally.judged += 1;
-        }
+            let changed_sites = judging.sites(id, account, &mut alerts);
+            account.sums.head_changed |= changed || changed_sites;
+            changed || changed_sites
+        });
         publish_alerts(alerts, outbox);
     }
 
     /// Packs what the step adds to the groups, per target partition.
-    fn forward(&self, step: Timestamp, added: &Step, outbox: &mut Outbox) {
+    fn forward(&self, step: Timestamp, mut added: Step, outbox: &mut Outbox) {
         if added.sums.is_empty() && added.memberships.is_empty() {
             return;
         }
         let tag = step.minus(self.rules.time.epoch);
         let packer = || GroupPacker::new(self.partition, self.targets, tag, &self.names);
         let mut packers: BTreeMap<u32, GroupPacker<'_>> = BTreeMap::new();
-        for (&(group, tier, slice_end, place), &measure) in &added.sums {
+        added.sums.sort_unstable_by_key(|(to, _)| *to);
+        for of_group in added.sums.chunk_by(|((a, ..), _), ((b, ..), _)| a == b) {
+            let ((group, ..), _) = of_group[0];
             let partition = group.partition(&self.names, self.targets);
-            let sum = GroupSum { group, place, tier, slice_end, measure };
-            packers.entry(partition).or_insert_with(packer).add(&sum);
+            let packer = packers.entry(partition).or_insert_with(packer);
+            for &((group, tier, slice_end, place), measure) in of_group {
+                packer.add(&GroupSum { group, place, tier, slice_end, measure });
+            }
         }
         for membership in &added.memberships {
             let partition = membership.group.partition(&self.names, self.targets);
@@ -375,20 +377,30 @@ struct Judging<'a> {
 }
 
 impl Judging<'_> {
-    fn account(&mut self, id: NameId, account: &mut AccountState, alerts: &mut Vec<Alert>) -> bool {
+    fn account(&self, id: NameId, account: &mut AccountState, alerts: &mut Vec<Alert>) -> bool {
+        let idle = account.sums.episodes.is_empty();
+        if idle && !may_meet(self.policies, Scope::Account, self.rules, &account.sums) {
+            return false;
+        }
+        let run = account.sums.run(self.rules, self.at);
         let mut episodes = std::mem::take(&mut account.sums.episodes);
         let behind = OneAccount { id: self.names.text(id), account, rules: self.rules, site: None };
         let windows = &account.sums.windows;
         let subject =
             Subject::new(Scope::Account, self.at, self.rules, self.names, windows, &behind)
                 .with_gap(self.gap)
-                .with_runs(&account.sums.carry);
+                .with_run(run);
         let changed = subject.judge(self.policies, &mut episodes, alerts);
         account.sums.episodes = episodes;
         changed
     }
 
-    fn sites(&mut self, id: NameId, account: &mut AccountState, alerts: &mut Vec<Alert>) -> bool {
+    fn sites(&self, id: NameId, account: &mut AccountState, alerts: &mut Vec<Alert>) -> bool {
+        // a site has no more than its account
+        let idle = account.sites.is_empty();
+        if idle && !may_meet(self.policies, Scope::Site, self.rules, &account.sums) {
+            return false;
+        }
         let mut sites = std::mem::take(&mut account.sites);
         let mut changed = false;
         for fabric in account.sums.windows.fabrics() {
@@ -443,20 +455,24 @@ impl Behind for OneAccount<'_> {
     }
 }
 
+/// Owner and country of origin of an account.
+fn groups_of(rules: &Rules, names: &mut Names, id: NameId, facts: &Facts) -> (NameId, NameId) {
+    let owner = facts.owner(names.text(id)).to_owned();
+    let country = facts.origin(&rules.origin).country;
+    (names.intern(&owner), names.intern(country.as_str()))
+}
+
 impl AccountState {
     fn new(rules: &Rules, names: &mut Names, id: NameId, facts: Facts) -> Self {
-        let owner = facts.owner(names.text(id)).to_owned();
-        let owner = names.intern(&owner);
-        let country = facts.origin(&rules.origin).country;
+        let (owner, country) = groups_of(rules, names, id, &facts);
         let sums = KeyState::new(rules);
         Self { sums, facts, owner, country, member: false, sites: BTreeMap::new() }
     }
 
-    fn groups(&self, names: &mut Names) -> [GroupKey; 2] {
-        let country = names.intern(self.country.as_str());
+    fn groups(&self) -> [GroupKey; 2] {
         [
             GroupKey { scope: Scope::Owner, name: self.owner },
-            GroupKey { scope: Scope::Country, name: country },
+            GroupKey { scope: Scope::Country, name: self.country },
         ]
     }
 
@@ -474,18 +490,17 @@ impl Step {
         place: Place,
         measure: Measure,
     ) {
-        *self.sums.entry((group, tier, slice_end, place)).or_insert(Measure::ZERO) += measure;
+        let to = (group, tier, slice_end, place);
+        let at = *self.index.entry(to).or_insert_with(|| {
+            self.sums.push((to, Measure::ZERO));
+            u32::try_from(self.sums.len() - 1).expect("fewer than 2^32 sums a step")
+        });
+        self.sums[at as usize].1 += measure;
     }
 
     /// The account joins or leaves its two groups.
-    fn membership(
-        &mut self,
-        account: NameId,
-        state: &AccountState,
-        names: &mut Names,
-        member: bool,
-    ) {
-        for group in state.groups(names) {
+    fn membership(&mut self, account: NameId, state: &AccountState, member: bool) {
+        for group in state.groups() {
             self.group_membership(account, state, group, member);
         }
     }
@@ -512,13 +527,12 @@ impl Step {
         &mut self,
         id: NameId,
         account: &mut AccountState,
-        names: &mut Names,
-        (facts, owner, country): (Facts, NameId, Country),
+        (facts, owner, country): (Facts, NameId, NameId),
         tiers: &[TierRules],
     ) {
-        let old = account.groups(names);
+        let old = account.groups();
         (account.facts, account.owner, account.country) = (facts, owner, country);
-        let new = account.groups(names);
+        let new = account.groups();
         if !account.member {
             return;
         }
@@ -539,112 +553,5 @@ impl Step {
                 });
             }
         }
-    }
-}
-
-/// The changelog.
-impl Account {
-    fn log(&mut self, outbox: &mut Outbox) {
-        let touched = std::mem::take(&mut self.touched);
-        for id in touched {
-            let Some(account) = self.accounts.get_mut(&id) else { continue };
-            let key = self.names.text(id);
-            if outbox.keeps_changes() {
-                account.sums.windows.log(|block, value| {
-                    let key = StateKey::Slices { scope: SCOPE, block, key }.bytes();
-                    outbox.push(Output::Change { key, value: value.map(<[u8]>::to_vec) });
-                });
-            } else {
-                account.sums.windows.forget_changes();
-            }
-            let over = account.is_over();
-            if outbox.keeps_changes()
-                && (over || account.sums.head_changed || account.sums.windows.places_changed())
-            {
-                let value = (!over).then(|| account.write_head(&self.names));
-                let key = StateKey::Head { scope: SCOPE, key }.bytes();
-                outbox.push(Output::Change { key, value });
-            }
-            if over {
-                self.accounts.remove(&id);
-            }
-        }
-        if std::mem::take(&mut self.align_changed) && outbox.keeps_changes() {
-            let mut writer = Writer::default();
-            write_stamp(&self.rules, &mut writer);
-            writer.unsigned(self.gap);
-            self.align.write(&mut writer);
-            let key = StateKey::Align.bytes();
-            outbox.push(Output::Change { key, value: Some(writer.finish()) });
-        }
-    }
-
-    /// Names that neither state nor waiting sums refer to; nothing else outlives a commit.
-    fn free_names(&mut self) {
-        let Self { names, accounts, align, .. } = self;
-        let waiting = align.pending();
-        let waiting = waiting.flat_map(|sum| [sum.account].into_iter().chain(sum.place.names()));
-        let held = accounts.iter().flat_map(|(&id, account)| {
-            let sites = account.sites.keys().copied();
-            [id, account.owner].into_iter().chain(sites).chain(account.sums.windows.names())
-        });
-        names.keep(waiting.chain(held));
-    }
-
-    fn restore_head(&mut self, key: &str, value: &[u8]) -> Result<(), StageError> {
-        let id = self.names.intern(key);
-        let mut reader = Reader::new(value)?;
-        let facts = Facts::read(&mut reader)?;
-        let owner = self.names.intern(reader.text()?);
-        let country = Country::parse(reader.text()?).unwrap_or(Country::UNKNOWN);
-        let member = reader.flag()?;
-        let mut sites = BTreeMap::new();
-        for _ in 0..reader.small()? {
-            let fabric = self.names.intern(reader.text()?);
-            sites.insert(fabric, read_episodes(&mut reader)?);
-        }
-        let account = self
-            .accounts
-            .entry(id)
-            .or_insert_with(|| AccountState::new(&self.rules, &mut self.names, id, Facts::Missing));
-        account.sums.read(&mut self.names, &mut reader)?;
-        (account.facts, account.owner, account.country) = (facts, owner, country);
-        (account.member, account.sites) = (member, sites);
-        Ok(())
-    }
-
-    /// Once the whole state is restored: its facts are those in force.
-    fn seed_directory(&mut self) {
-        if std::mem::take(&mut self.restored.seed_directory) {
-            for (id, account) in &self.accounts {
-                self.directory.restore(self.names.text(*id), &account.facts);
-            }
-        }
-    }
-
-    /// The state that a block belongs to; the head may come later.
-    fn restored(&mut self, id: NameId, create: bool) -> Option<&mut AccountState> {
-        if create && !self.accounts.contains_key(&id) {
-            let account = AccountState::new(&self.rules, &mut self.names, id, Facts::Missing);
-            self.accounts.insert(id, account);
-        }
-        self.accounts.get_mut(&id)
-    }
-}
-
-impl AccountState {
-    fn write_head(&mut self, names: &Names) -> Vec<u8> {
-        let mut writer = Writer::default();
-        self.facts.write(&mut writer);
-        writer.text(names.text(self.owner));
-        writer.text(self.country.as_str());
-        writer.flag(self.member);
-        writer.unsigned(self.sites.len() as u64);
-        for (fabric, episodes) in &self.sites {
-            writer.text(names.text(*fabric));
-            write_episodes(episodes, &mut writer);
-        }
-        self.sums.write(names, &mut writer);
-        writer.finish()
     }
 }

@@ -166,7 +166,11 @@ impl<T> Align<T> {
         while self.holding.front().is_some_and(|(_, tag)| *tag < step) {
             self.holding.pop_front();
         }
-        released.into_values().flatten().collect()
+        let mut released = released.into_values();
+        // one tag is the rule
+        let mut all = released.next().unwrap_or_default();
+        released.for_each(|entries| all.extend(entries));
+        all
     }
 
     pub fn write(&self, writer: &mut Writer) {

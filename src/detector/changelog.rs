@@ -10,13 +10,18 @@ use super::time::Timestamp;
 /// The format that this version writes, and the newest that it reads.
 pub const VERSION: u8 = 1;
 
+/// Room for a value of an account that is summed in one place.
+const FIRST_CAPACITY: usize = 64;
+
 /// Builds one changelog value.
 #[derive(Debug)]
 pub struct Writer(Vec<u8>);
 
 impl Default for Writer {
     fn default() -> Self {
-        Self(vec![VERSION])
+        let mut bytes = Vec::with_capacity(FIRST_CAPACITY);
+        bytes.push(VERSION);
+        Self(bytes)
     }
 }
 
@@ -31,6 +36,17 @@ impl Writer {
 
     pub fn unsigned(&mut self, value: impl Into<u128>) {
         let mut rest: u128 = value.into();
+        // nearly all fit one word, which is several times as fast
+        if let Ok(mut rest) = u64::try_from(rest) {
+            while rest >= 0x80 {
+                let [low, ..] = rest.to_le_bytes();
+                self.0.push(low | 0x80);
+                rest >>= 7;
+            }
+            let [low, ..] = rest.to_le_bytes();
+            self.0.push(low);
+            return;
+        }
         while rest >= 0x80 {
             let [low, ..] = rest.to_le_bytes();
             self.0.push(low | 0x80);
@@ -103,19 +119,18 @@ impl<'a> Reader<'a> {
     }
 
     pub fn unsigned(&mut self) -> Read<u128> {
-        // nearly all are short, and 64 bits are cheaper to shift than 128
-        let mut low = 0u64;
+        // nearly all fit one word, which is several times as fast
+        let mut value = 0u64;
         for (index, byte) in self.0.iter().enumerate().take(9) {
-            low |= u64::from(byte & 0x7f) << (7 * index);
+            value |= u64::from(byte & 0x7f) << (7 * index);
             if byte & 0x80 == 0 {
                 self.0 = &self.0[index + 1..];
-                return Ok(low.into());
+                return Ok(u128::from(value));
             }
         }
         self.long_unsigned()
     }
 
-    #[cold]
     fn long_unsigned(&mut self) -> Read<u128> {
         let mut value = 0u128;
         for (index, byte) in self.0.iter().enumerate().take(19) {
@@ -170,13 +185,18 @@ impl<'a> Reader<'a> {
         Ok(f64::from_bits(u64::from_le_bytes(bytes)))
     }
 
-    pub fn measure(&mut self) -> Read<Measure> {
-        let measure = Measure {
+    /// Of any size.
+    pub fn any_measure(&mut self) -> Read<Measure> {
+        Ok(Measure {
             accelerator_ms: self.signed()?,
             flop: self.signed()?,
             flop_allocated: self.signed()?,
             flop_theoretical: self.signed()?,
-        };
+        })
+    }
+
+    pub fn measure(&mut self) -> Read<Measure> {
+        let measure = self.any_measure()?;
         if measure.is_plausible() { Ok(measure) } else { Err(damaged("a sum below 2^100")) }
     }
 

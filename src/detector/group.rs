@@ -3,10 +3,8 @@
 //! GROUP knows of accounts only what ACCOUNT says: which are members of a group, and for owners
 //! what the directory says of each.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-
-use foldhash::fast::FixedState;
 
 use super::align::Align;
 use super::changelog::{Reader, Writer, damaged};
@@ -15,11 +13,12 @@ use super::event::Record;
 use super::internal::{
     GroupKey, GroupSum, GroupUsage, Membership, partition_of, unpack_group_usage,
 };
-use super::judge::{Behind, Description, Subject};
-use super::key_state::{KeyState, StateKey, check_stamp, write_stamp};
+use super::judge::{Behind, Description, Subject, may_meet};
+use super::key_state::{KeyState, StateKey, check_stamp, log_alignment};
+use super::keyed::Keyed;
 use super::measure::Measure;
 use super::names::{NameId, Names};
-use super::outbox::{Outbox, Output};
+use super::outbox::Outbox;
 use super::policy::{OriginMatch, Policies, Scope};
 use super::rules::Rules;
 use super::time::Timestamp;
@@ -34,8 +33,7 @@ pub struct Group {
     policies: Arc<Policies>,
     names: Names,
     align: Align<Entry>,
-    groups: HashMap<GroupKey, GroupState, FixedState>,
-    touched: BTreeSet<GroupKey>,
+    groups: Keyed<GroupKey, GroupState>,
     expired: Option<Timestamp>,
     /// The watermark at the last commit.
     committed: Option<Timestamp>,
@@ -54,8 +52,9 @@ enum Entry {
 #[derive(Debug)]
 struct GroupState {
     sums: KeyState,
-    /// An owner's accounts with a retained slice; a country only counts them.
-    accounts: BTreeMap<Box<str>, Facts>,
+    /// An owner's accounts with a retained slice; a country only counts them. Boxed, since a map of
+    /// one entry takes the room of eleven.
+    accounts: BTreeMap<Box<str>, Box<Facts>>,
     members: u64,
 }
 
@@ -67,8 +66,7 @@ impl Group {
             policies,
             names: Names::default(),
             align,
-            groups: HashMap::with_hasher(FixedState::default()),
-            touched: BTreeSet::new(),
+            groups: Keyed::default(),
             expired: None,
             committed: None,
             gap: 0,
@@ -124,9 +122,8 @@ impl Group {
     pub fn ledger(&self) -> impl Iterator<Item = (Scope, &str, Timestamp, Measure)> {
         self.groups.iter().flat_map(|(key, group)| {
             let slices = group.sums.windows.all_slices(0, &self.rules.finest());
-            slices
-                .into_iter()
-                .map(|(end, measure)| (key.scope, self.names.text(key.name), end, measure))
+            let name = self.names.text(key.name);
+            slices.into_iter().map(move |(end, measure)| (key.scope, name, end, measure))
         })
     }
 
@@ -193,19 +190,20 @@ impl Stage for Group {
             (StateKey::Align, None) => Err(damaged("the alignment")),
             (StateKey::Head { scope, key }, Some(value)) => {
                 let key = group(scope, key, &mut self.names);
-                let state = self.groups.entry(key).or_insert_with(|| GroupState::new(&self.rules));
+                let slot = self.slot(key);
+                let (_, state) = self.groups.at(slot).expect("found or made just before");
                 state.read_head(&mut self.names, value)
             }
             (StateKey::Head { scope, key }, None) => {
-                self.groups.remove(&group(scope, key, &mut self.names));
+                self.groups.remove(group(scope, key, &mut self.names));
                 Ok(())
             }
             (StateKey::Slices { scope, block, key }, value) => {
                 let key = group(scope, key, &mut self.names);
-                if value.is_none() && !self.groups.contains_key(&key) {
-                    return Ok(());
+                if value.is_some() {
+                    self.slot(key);
                 }
-                let state = self.groups.entry(key).or_insert_with(|| GroupState::new(&self.rules));
+                let Some(state) = self.groups.get_mut(key) else { return Ok(()) };
                 state.sums.windows.restore(&self.rules.tiers, block, value)
             }
         }
@@ -239,12 +237,15 @@ impl Group {
             return;
         }
         self.expired = Some(judged);
-        for (&key, group) in &mut self.groups {
+        self.groups.each_mut(|_, group| {
             group.sums.expire(&self.rules, judged);
-            if group.sums.head_changed || group.sums.windows.is_changed() {
-                self.touched.insert(key);
-            }
-        }
+            group.sums.is_changed()
+        });
+    }
+
+    /// The group's slot; a new one has nothing yet.
+    fn slot(&mut self, key: GroupKey) -> u32 {
+        self.groups.slot_or_insert_with(key, || GroupState::new(&self.rules))
     }
 
     fn apply(&mut self, entry: Entry, judged: Timestamp) -> Result<(), StageError> {
@@ -252,7 +253,8 @@ impl Group {
             Entry::Sum(sum) => sum.group,
             Entry::Membership(membership) => membership.group,
         };
-        let group = self.groups.entry(key).or_insert_with(|| GroupState::new(&self.rules));
+        let slot = self.slot(key);
+        let (_, group) = self.groups.at(slot).expect("found or made just before");
         match entry {
             Entry::Sum(sum) => match sum.tier {
                 None => {
@@ -271,70 +273,56 @@ impl Group {
                 group.apply_membership(&membership, self.names.text(membership.account))?;
             }
         }
-        self.touched.insert(key);
+        self.groups.touch(slot);
         Ok(())
     }
 
     fn judge(&mut self, step: Timestamp, outbox: &mut Outbox) {
-        let at = step.minus(self.rules.time.lateness);
-        let is_boundary = at == at.floor(self.rules.finest().slice);
-        if !is_boundary || self.last_judged.is_some_and(|last| at > last) {
+        let Some(at) = self.rules.judged_at(step) else { return };
+        if self.last_judged.is_some_and(|last| at > last) {
             return;
         }
         let mut alerts = Vec::new();
         // every ACCOUNT partition has heard of the same METER partitions
         let gap = self.gap + self.align.gaps().max().unwrap_or_default();
-        for (&key, group) in &mut self.groups {
+        let (rules, names, policies) = (&self.rules, &self.names, &self.policies);
+        outbox.tally.judged += self.groups.len() as u64;
+        self.groups.each_mut(|key, group| {
+            let idle = group.sums.episodes.is_empty();
+            if idle && !may_meet(policies, key.scope, rules, &group.sums) {
+                return false;
+            }
+            let has_runs = key.scope == Scope::Owner;
+            let run = if has_runs { group.sums.run(rules, at) } else { None };
             let mut episodes = std::mem::take(&mut group.sums.episodes);
-            let name = self.names.text(key.name);
-            let behind = OneGroup { scope: key.scope, name, group, rules: &self.rules };
-            let (rules, windows) = (&self.rules, &group.sums.windows);
-            let mut subject =
-                Subject::new(key.scope, at, rules, &self.names, windows, &behind).with_gap(gap);
-            if key.scope == Scope::Owner {
-                subject = subject.with_runs(&group.sums.carry);
-            }
-            if subject.judge(&self.policies, &mut episodes, &mut alerts) {
-                group.sums.head_changed = true;
-                self.touched.insert(key);
-            }
+            let behind = OneGroup { scope: key.scope, name: names.text(key.name), group, rules };
+            let changed = Subject::new(key.scope, at, rules, names, &group.sums.windows, &behind)
+                .with_gap(gap)
+                .with_run(run)
+                .judge(policies, &mut episodes, &mut alerts);
             group.sums.episodes = episodes;
-            outbox.tally.judged += 1;
-        }
+            group.sums.head_changed |= changed;
+            changed
+        });
         publish_alerts(alerts, outbox);
     }
 
     fn log(&mut self, outbox: &mut Outbox) {
-        for key in std::mem::take(&mut self.touched) {
-            let Some(group) = self.groups.get_mut(&key) else { continue };
+        for slot in self.groups.take_touched() {
+            let Some((key, group)) = self.groups.at(slot) else { continue };
             let (scope, name) = (key.scope_byte(), self.names.text(key.name));
-            if outbox.keeps_changes() {
-                group.sums.windows.log(|block, value| {
-                    let key = StateKey::Slices { scope, block, key: name }.bytes();
-                    outbox.push(Output::Change { key, value: value.map(<[u8]>::to_vec) });
-                });
-            } else {
-                group.sums.windows.forget_changes();
-            }
+            let head_changed = group.sums.log_blocks(scope, name, outbox);
             let over = group.is_over();
-            if outbox.keeps_changes()
-                && (over || group.sums.head_changed || group.sums.windows.places_changed())
-            {
+            if over || head_changed {
                 let value = (!over).then(|| group.write_head(&self.names));
-                let key = StateKey::Head { scope, key: name }.bytes();
-                outbox.push(Output::Change { key, value });
+                outbox.change(StateKey::Head { scope, key: name }.bytes(), value);
             }
             if over {
-                self.groups.remove(&key);
+                self.groups.remove(key);
             }
         }
-        if std::mem::take(&mut self.align_changed) && outbox.keeps_changes() {
-            let mut writer = Writer::default();
-            write_stamp(&self.rules, &mut writer);
-            writer.unsigned(self.gap);
-            self.align.write(&mut writer);
-            let key = StateKey::Align.bytes();
-            outbox.push(Output::Change { key, value: Some(writer.finish()) });
+        if std::mem::take(&mut self.align_changed) {
+            log_alignment(&self.rules, self.gap, &self.align, outbox);
         }
     }
 }
@@ -379,7 +367,7 @@ impl GroupState {
             self.members = members.ok_or_else(|| damaged("a count of members"))?;
         } else if membership.member {
             let facts = Facts::read(&mut Reader::new(&membership.facts)?)?;
-            self.accounts.insert(account.into(), facts);
+            self.accounts.insert(account.into(), facts.into());
         } else {
             self.accounts.remove(account);
         }
@@ -408,7 +396,7 @@ impl GroupState {
         self.accounts.clear();
         for _ in 0..reader.small()? {
             let account = reader.text()?.into();
-            self.accounts.insert(account, Facts::read(&mut reader)?);
+            self.accounts.insert(account, Facts::read(&mut reader)?.into());
         }
         self.sums.read(names, &mut reader)
     }
@@ -431,7 +419,7 @@ impl OneGroup<'_> {
     fn matching(&self, wanted: &OriginMatch) -> Option<(Origin, &Facts)> {
         self.group.accounts.values().find_map(|facts| {
             let origin = facts.origin(&self.rules.origin);
-            origin.matches(wanted).then_some((origin, facts))
+            origin.matches(wanted).then_some((origin, &**facts))
         })
     }
 }

@@ -3,18 +3,20 @@
 
 use super::StageError;
 use super::alert::Episode;
+use super::align::Align;
 use super::changelog::{Reader, Writer, damaged};
 use super::measure::Measure;
 use super::names::Names;
+use super::outbox::Outbox;
 use super::rules::{Rules, TierRules};
-use super::run::{Activity, RunCarry};
+use super::run::{Activity, RunCarry, RunView, Runs};
 use super::time::Timestamp;
-use super::window::{BlockId, Place, Windows};
+use super::window::{BlockId, Part, Place, Windows};
 
 #[derive(Debug)]
 pub struct KeyState {
     pub windows: Windows,
-    pub carry: RunCarry,
+    pub runs: Runs,
     pub episodes: Vec<Episode>,
     /// Something that the head holds changed since it was last written.
     pub head_changed: bool,
@@ -24,7 +26,7 @@ impl KeyState {
     pub fn new(rules: &Rules) -> Self {
         Self {
             windows: Windows::new(rules.tiers.len()),
-            carry: RunCarry::default(),
+            runs: Runs::default(),
             episodes: Vec::new(),
             head_changed: true,
         }
@@ -48,8 +50,12 @@ impl KeyState {
             if is_kept(tier, judged, end) {
                 self.windows.add(index, tier, end, place, measure);
                 taken = true;
-            } else if index == 0 {
-                self.head_changed |= self.carry.add_late(slice_end, measure);
+                if index == 0 {
+                    self.runs.changed(end);
+                }
+            } else if index == 0 && self.runs.carry.add_late(slice_end, measure) {
+                self.runs.forget_read();
+                self.head_changed = true;
             }
         }
         taken
@@ -69,31 +75,61 @@ impl KeyState {
             && is_kept(tier_rules, judged, end)
         {
             self.windows.add(tier, tier_rules, end, place, measure);
+            if tier == 0 {
+                self.runs.changed(end);
+            }
         }
     }
 
-    /// After the judgement of `judged`: slices that are no longer kept leave their tiers.
+    /// The run as it is judged at `at`.
+    pub fn run(&mut self, rules: &Rules, at: Timestamp) -> Option<RunView> {
+        let (windows, finest) = (&self.windows, rules.finest());
+        self.runs.at(&activity(rules), at, |bounds, slice| {
+            windows.each_slice(0, &finest, bounds, Part::All, slice);
+        })
+    }
+
+    /// After the judgement of `judged`: slices that are no longer kept leave their tiers, and what
+    /// is added to no more comes to rest.
     pub fn expire(&mut self, rules: &Rules, judged: Timestamp) {
         let activity = activity(rules);
-        let before = self.carry;
+        let (carry, mut changed) = (&mut self.runs.carry, false);
         for (index, tier) in rules.tiers.iter().enumerate() {
             let bound = judged.minus(tier.keep);
-            let carry = &mut self.carry;
             self.windows.expire(index, tier, bound, |end, measure| {
                 if index == 0 {
-                    carry.absorb(&activity, end, measure);
+                    changed |= carry.absorb(&activity, end, measure);
                 }
             });
             if index == 0 {
-                carry.forget(&activity, bound);
+                changed |= carry.forget(&activity, bound);
             }
         }
-        self.head_changed |= before != self.carry;
+        self.windows.rest();
+        self.head_changed |= changed;
     }
 
     /// Nothing is left that a later judgement could need.
     pub fn is_over(&self) -> bool {
-        self.windows.is_gone() && self.carry.is_none() && self.episodes.is_empty()
+        self.windows.is_gone() && self.runs.carry.is_none() && self.episodes.is_empty()
+    }
+
+    /// Something changed since it was last logged.
+    pub fn is_changed(&self) -> bool {
+        self.head_changed || self.windows.is_changed()
+    }
+
+    /// The changelog of the blocks; whether the head is to be written too is returned.
+    pub fn log_blocks(&mut self, scope: u8, key: &str, outbox: &mut Outbox) -> bool {
+        if !outbox.keeps_changes() {
+            self.windows.forget_changes();
+            self.head_changed = false;
+            return false;
+        }
+        self.windows.log(|block, value| {
+            outbox.change(StateKey::Slices { scope, block, key }.bytes(), value);
+        });
+        self.head_changed || self.windows.places_changed()
     }
 
     pub fn write(&mut self, names: &Names, writer: &mut Writer) {
@@ -101,7 +137,7 @@ impl KeyState {
         self.windows.write_places(names, writer);
         // what has left the finest tier has entered the carry: the two are one fact
         writer.time(self.windows.left());
-        self.carry.write(writer);
+        self.runs.carry.write(writer);
         write_episodes(&self.episodes, writer);
     }
 
@@ -109,7 +145,7 @@ impl KeyState {
         self.head_changed = false;
         self.windows.read_places(names, reader)?;
         self.windows.set_left(reader.time()?);
-        self.carry = RunCarry::read(reader)?;
+        self.runs = Runs::of(RunCarry::read(reader)?);
         self.episodes = read_episodes(reader)?;
         Ok(())
     }
@@ -178,8 +214,17 @@ impl<'a> StateKey<'a> {
     }
 }
 
+/// Writes the alignment, and with it what the state was built under and what was lost.
+pub fn log_alignment<T>(rules: &Rules, gap: u64, align: &Align<T>, outbox: &mut Outbox) {
+    let mut writer = Writer::default();
+    write_stamp(rules, &mut writer);
+    writer.unsigned(gap);
+    align.write(&mut writer);
+    outbox.change(StateKey::Align.bytes(), Some(writer.finish()));
+}
+
 /// The rules that stored sums depend on: state built under others is refused, never mixed.
-pub fn write_stamp(rules: &Rules, writer: &mut Writer) {
+fn write_stamp(rules: &Rules, writer: &mut Writer) {
     writer.unsigned(rules.time.epoch.0);
     writer.unsigned(rules.time.lateness.0);
     writer.unsigned(rules.tiers.len() as u64);
@@ -211,4 +256,50 @@ pub fn check_stamp(rules: &Rules, reader: &mut Reader<'_>) -> Result<(), StageEr
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::names::NameId;
+    use super::super::time::Span;
+    use super::*;
+    use crate::config::Config;
+
+    const PLACE: Place =
+        Place { region: NameId::EMPTY, fabric: NameId::EMPTY, accelerator: NameId::EMPTY };
+
+    fn hour(number: u64) -> Timestamp {
+        Timestamp::EARLIEST.plus(Span::hours(number))
+    }
+
+    proptest! {
+        /// Each hour, some usage: of the hour, or late by up to ten days, active or taken back.
+        #[test]
+        fn a_run_read_hour_by_hour_is_the_run_read_anew(
+            usage in proptest::collection::vec(
+                proptest::collection::vec((0u64..240, -70i128..140), 0..3),
+                1..400,
+            ),
+        ) {
+            let rules = Config::from_text("test", "").expect("the defaults are valid").rules;
+            let (mut kept, mut anew) = (KeyState::new(&rules), KeyState::new(&rules));
+            for (number, parts) in (1000u64..).zip(usage) {
+                for (late, accelerators) in parts {
+                    let accelerator_ms = accelerators * 3_600_000;
+                    let measure = Measure { accelerator_ms, flop: accelerators, ..Measure::ZERO };
+                    // one in three is on time
+                    let end = hour(number - late.saturating_sub(80));
+                    for state in [&mut kept, &mut anew] {
+                        state.add(&rules, hour(number - 1), end, PLACE, measure);
+                    }
+                }
+                anew.runs.forget_read();
+                prop_assert_eq!(kept.run(&rules, hour(number)), anew.run(&rules, hour(number)));
+                kept.expire(&rules, hour(number));
+                anew.expire(&rules, hour(number));
+            }
+        }
+    }
 }

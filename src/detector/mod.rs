@@ -25,6 +25,7 @@ pub mod internal;
 pub mod invalid;
 pub mod judge;
 pub mod key_state;
+pub mod keyed;
 pub mod measure;
 pub mod meter;
 pub mod names;

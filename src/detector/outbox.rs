@@ -76,6 +76,13 @@ impl Outbox {
         !self.without_changes
     }
 
+    /// A state update, for a shell that keeps them.
+    pub fn change(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        if self.keeps_changes() {
+            self.outputs.push(Output::Change { key, value });
+        }
+    }
+
     pub fn push(&mut self, output: Output) {
         self.outputs.push(output);
     }

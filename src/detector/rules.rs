@@ -36,6 +36,12 @@ impl Rules {
         watermark.minus(self.time.lateness).floor(self.finest().slice)
     }
 
+    /// The slice end that is judged at a step, if one is.
+    pub fn judged_at(&self, step: Timestamp) -> Option<Timestamp> {
+        let at = step.minus(self.time.lateness);
+        (at == at.floor(self.finest().slice)).then_some(at)
+    }
+
     /// The index of the finest tier that can hold `window`: it keeps at least as long, and the
     /// window is a multiple of its slice.
     pub fn tier_of(&self, window: Span) -> Option<usize> {

@@ -2,7 +2,8 @@
 //! them are short.
 //!
 //! A run outlives its tier: what has left the tier is carried as one sum. The rest is read from
-//! the retained slices at every judgement, so that late usage is seen.
+//! the retained slices, each once: what a judgement has read is kept for the next, until usage
+//! comes late for a slice that was read.
 
 use super::StageError;
 use super::changelog::{Reader, Writer};
@@ -10,9 +11,56 @@ use super::measure::Measure;
 use super::rules::RunRules;
 use super::time::{Span, Timestamp};
 
-/// The part of the latest run whose slices have left the finest tier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RunCarry(Option<Carried>);
+/// The latest run of a key.
+#[derive(Debug, Default)]
+pub struct Runs {
+    /// The part whose slices have left the finest tier: state.
+    pub carry: RunCarry,
+    /// The carry and the retained slices that end at or before `until`: found again when lost.
+    read: RunCarry,
+    /// Nothing has been read: 0.
+    until: Timestamp,
+}
+
+impl Runs {
+    pub fn of(carry: RunCarry) -> Self {
+        Self { carry, ..Self::default() }
+    }
+
+    /// `each_slice` hands on the retained slices with ends in the given bounds, in order.
+    pub fn at(
+        &mut self,
+        activity: &Activity,
+        at: Timestamp,
+        each_slice: impl FnOnce((Timestamp, Timestamp), &mut dyn FnMut(Timestamp, Measure)),
+    ) -> Option<RunView> {
+        if self.until == Timestamp::default() {
+            self.read.clone_from(&self.carry);
+        }
+        let read = &mut self.read;
+        each_slice((self.until, at), &mut |end, measure| {
+            read.absorb(activity, end, measure);
+        });
+        self.until = at;
+        self.read.view(activity, at)
+    }
+
+    /// The slice that ends at `end`, or what had left the tier by then, is another than was read.
+    pub fn changed(&mut self, end: Timestamp) {
+        if end <= self.until {
+            self.forget_read();
+        }
+    }
+
+    pub fn forget_read(&mut self) {
+        self.read = RunCarry::default();
+        self.until = Timestamp::default();
+    }
+}
+
+/// A run up to some slice, as one sum.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RunCarry(Option<Box<Carried>>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Carried {
@@ -40,8 +88,9 @@ pub struct Activity {
 }
 
 impl Activity {
+    /// Monotone: a slice with no more accelerator time than an idle one is idle.
     #[expect(clippy::cast_precision_loss, reason = "accelerator-milliseconds of a slice < 2^53")]
-    fn is_active(&self, measure: &Measure) -> bool {
+    pub fn is_active(&self, measure: &Measure) -> bool {
         let slice_ms = self.slice.0 as f64 / 1e6;
         measure.accelerator_ms as f64 >= self.rules.min_accelerators * slice_ms
     }
@@ -56,30 +105,39 @@ impl RunCarry {
         self.0.is_none()
     }
 
-    /// The next slice leaves the tier: its activity is fixed now.
-    pub fn absorb(&mut self, activity: &Activity, end: Timestamp, measure: Measure) {
+    /// What the run comes to so far; nothing without one.
+    pub fn sum(&self) -> Measure {
+        self.0.as_ref().map_or(Measure::ZERO, |run| run.sum)
+    }
+
+    /// The next slice leaves the tier: its activity is fixed now. Whether anything changed is
+    /// returned.
+    pub fn absorb(&mut self, activity: &Activity, end: Timestamp, measure: Measure) -> bool {
         let active = activity.is_active(&measure);
-        self.0 = match self.0 {
+        match &mut self.0 {
             Some(run) if activity.belongs(run.last_end, end) => {
-                let mut run = run;
                 run.sum += measure;
                 if active {
                     run.last_end = end;
                 }
-                Some(run)
+                active || !measure.is_zero()
             }
-            Some(_) | None if active => {
-                Some(Carried { first_end: end, last_end: end, sum: measure })
+            run => {
+                let was_some = run.is_some();
+                let carried = Carried { first_end: end, last_end: end, sum: measure };
+                *run = active.then(|| Box::new(carried));
+                active || was_some
             }
-            Some(_) | None => None,
-        };
+        }
     }
 
     /// No slice at or before `left` is retained: a run that ended too long before is over.
-    pub fn forget(&mut self, activity: &Activity, left: Timestamp) {
-        if self.0.is_some_and(|run| !activity.belongs(run.last_end, left)) {
+    pub fn forget(&mut self, activity: &Activity, left: Timestamp) -> bool {
+        let over = self.0.as_ref().is_some_and(|run| !activity.belongs(run.last_end, left));
+        if over {
             self.0 = None;
         }
+        over
     }
 
     /// A sum for a slice that has left the tier: inside the run it adds FLOP, nothing else.
@@ -95,7 +153,7 @@ impl RunCarry {
 
     /// The run at the judged slice end `at`, once the retained slices up to `at` are absorbed too.
     pub fn view(&self, activity: &Activity, at: Timestamp) -> Option<RunView> {
-        let run = self.0.filter(|run| activity.belongs(run.last_end, at))?;
+        let run = self.0.as_ref().filter(|run| activity.belongs(run.last_end, at))?;
         let start = run.first_end.minus(activity.slice);
         Some(RunView { start, length: at.since(start), sum: run.sum })
     }
@@ -113,11 +171,11 @@ impl RunCarry {
         if !reader.flag()? {
             return Ok(Self(None));
         }
-        Ok(Self(Some(Carried {
+        Ok(Self(Some(Box::new(Carried {
             first_end: reader.time()?,
             last_end: reader.time()?,
             sum: reader.measure()?,
-        })))
+        }))))
     }
 }
 
@@ -152,6 +210,32 @@ mod tests {
             run.absorb(&ACTIVITY, end, measure);
         }
         run
+    }
+
+    /// What `Runs` says at `at` of these slices.
+    fn runs_at(runs: &mut Runs, slices: &[(Timestamp, Measure)], at: u64) -> Option<RunView> {
+        runs.at(&ACTIVITY, hour(at), |(after, until), slice| {
+            let inside = slices.iter().filter(|(end, _)| (after < *end) && (*end <= until));
+            inside.for_each(|&(end, measure)| slice(end, measure));
+        })
+    }
+
+    #[test]
+    fn a_run_that_is_read_hour_by_hour_is_the_one_read_at_once() {
+        let mut runs = Runs::default();
+        let mut slices: Vec<_> = [10, 11, 50, 122, 130].map(|number| slice(number, 64)).into();
+        for at in 10..300 {
+            assert_eq!(runs_at(&mut runs, &slices, at), view_until(&slices, at), "hour {at}");
+            if at == 60 {
+                slices[1].1.flop += 7;
+                runs.changed(hour(11));
+            }
+        }
+    }
+
+    fn view_until(slices: &[(Timestamp, Measure)], at: u64) -> Option<RunView> {
+        let count = slices.partition_point(|(end, _)| *end <= hour(at));
+        view(&slices[..count], at)
     }
 
     #[test]

@@ -1,15 +1,19 @@
 //! Slices of compute in tiers, by region, fabric and accelerator, for one account, owner or
 //! country; windows are runs of slices.
 //!
-//! Slices stand in blocks of eight. A block that nothing adds to any more is kept as the bytes that
-//! the changelog holds of it: a few dozen bytes a slice, and a restore takes them as they are.
+//! Slices stand in blocks of eight. The block that is added to is open, as cells; one that nothing
+//! adds to is closed, as packed bytes. A late sum opens its block until the next commit.
 //!
 //! Invariants: a cell's measure is the exact sum of the parts added to it; a slice that has left
 //! its tier is never seen or entered again, though its bytes go only with its block; only blocks
-//! touched since the last commit are written.
+//! touched since the last commit are written; a block is in one place: the tier's open one, among
+//! the late, or closed; no sum over cells of a tier exceeds its ceiling.
 
 mod block;
+#[cfg(test)]
+mod tests;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 
 use foldhash::fast::FixedState;
@@ -20,7 +24,7 @@ use super::measure::Measure;
 use super::names::{NameId, Names};
 use super::rules::TierRules;
 use super::time::{Span, Timestamp};
-use block::{Block, SLICES};
+use block::{Cell, Closed, Open, SLICES};
 
 /// Where and on what compute was used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -44,6 +48,11 @@ pub struct Windows {
     /// For more places than a look at each would find quickly.
     index: Option<Box<PlaceIndex>>,
     tiers: Box<[Tier]>,
+    /// Blocks behind their tier's open one that were added to since the last log, by tier and
+    /// number.
+    late: Vec<(u8, Open)>,
+    /// Blocks that are gone and not yet removed from the changelog.
+    removed: Vec<BlockId>,
     places_changed: bool,
     blocks_changed: bool,
 }
@@ -66,14 +75,16 @@ const FEW_PLACES: usize = 16;
 
 #[derive(Debug, Default)]
 struct Tier {
-    /// In order of number.
-    blocks: Vec<Block>,
-    /// Numbers of blocks that are gone and not yet removed from the changelog.
-    removed: Vec<u64>,
+    /// The newest block, while it is added to; without cells there is none.
+    open: Open,
+    /// In order of number, all before the open one.
+    closed: Vec<Closed>,
     /// Slices with ends at or before this have left.
     left: Timestamp,
     /// The greatest end that a slice ever had.
     newest: Timestamp,
+    /// The sum of all positive cells, of slices that have left but not gone too.
+    ceiling: Measure,
 }
 
 /// How the changelog names a block.
@@ -102,7 +113,7 @@ impl Windows {
 
     /// Not even a slice that has left waits for its block.
     pub fn is_gone(&self) -> bool {
-        self.tiers.iter().all(|tier| tier.blocks.is_empty())
+        self.late.is_empty() && self.tiers.iter().all(Tier::is_gone)
     }
 
     pub fn tiers(&self) -> usize {
@@ -120,13 +131,21 @@ impl Windows {
     ) {
         let place = self.place_index(place);
         let slice = end.0 / rules.slice.0;
-        let tier = &mut self.tiers[tier];
-        tier.newest = tier.newest.max(end);
-        let block = tier.block_mut(slice / SLICES);
-        if block.add(slice % SLICES, place, measure) {
+        let block = self.open(tier, slice / SLICES);
+        let added = block.add(slice % SLICES, place, measure);
+        if added.is_new {
             self.places[place as usize].cells += 1;
         }
+        let tier = &mut self.tiers[tier];
+        tier.newest = tier.newest.max(end);
+        tier.ceiling += added.after.clamped();
+        tier.ceiling -= added.before.clamped();
         self.blocks_changed = true;
+    }
+
+    /// No sum of cells of `tier`, whichever they are, comes to more.
+    pub fn ceiling(&self, tier: usize) -> Measure {
+        self.tiers[tier].ceiling
     }
 
     /// The sum over the slices of `tier` with ends in `(after, until]`.
@@ -184,6 +203,7 @@ impl Windows {
         part: Part,
         mut cell: impl FnMut(Timestamp, Place, Measure),
     ) {
+        let tier_index = tier;
         let tier = &self.tiers[tier];
         let (after, until) = (after.max(tier.left), until.min(tier.newest));
         if after >= until {
@@ -191,20 +211,37 @@ impl Windows {
         }
         // numbers of the first and the last slice that can be in between
         let (first, last) = (after.0 / rules.slice.0 + 1, until.0 / rules.slice.0);
-        let from = tier.blocks.partition_point(|block| block.number() < first / SLICES);
-        for block in tier.blocks[from..].iter().take_while(|b| b.number() <= last / SLICES) {
-            let base = block.number() * SLICES;
-            block.each_cell(|within, place, measure| {
-                let number = base + within;
-                let place = self.places[place as usize].place;
-                let taken = match part {
-                    Part::All => true,
-                    Part::Fabric(fabric) => place.fabric == fabric,
-                };
-                if taken && (first..=last).contains(&number) {
-                    cell(Timestamp(number * rules.slice.0), place, measure);
-                }
-            });
+        self.each_block(tier_index, first / SLICES, last / SLICES, |block, found| {
+            let number = block * SLICES + u64::from(found.within);
+            let place = self.places[found.place as usize].place;
+            let taken = match part {
+                Part::All => true,
+                Part::Fabric(fabric) => place.fabric == fabric,
+            };
+            if taken && (first..=last).contains(&number) {
+                cell(Timestamp(number * rules.slice.0), place, found.measure);
+            }
+        });
+    }
+
+    /// The cells of the blocks of a tier with numbers in `first..=last`, in order, with their
+    /// block's number.
+    #[inline]
+    fn each_block(&self, tier: usize, first: u64, last: u64, mut cell: impl FnMut(u64, Cell)) {
+        let mut closed = self.tiers[tier].closed_from(first).take_while(|b| b.number <= last);
+        let mut next = closed.next();
+        let late = self.late.iter().filter(|(late, _)| usize::from(*late) == tier);
+        for open in late.map(|(_, open)| open).chain([&self.tiers[tier].open]) {
+            while let Some(block) = next.take_if(|block| block.number < open.number) {
+                block.each_cell(|found| cell(block.number, found));
+                next = closed.next();
+            }
+            if (first..=last).contains(&open.number) {
+                open.cells.iter().for_each(|found| cell(open.number, *found));
+            }
+        }
+        for block in next.into_iter().chain(closed) {
+            block.each_cell(|found| cell(block.number, found));
         }
     }
 
@@ -227,24 +264,82 @@ impl Windows {
             return;
         }
         self.each_slice(tier, rules, (before, bound), Part::All, left);
-        let tier = &mut self.tiers[tier];
-        tier.left = bound;
-        let last_slice = |block: &Block| (block.number() + 1) * SLICES - 1;
-        let gone = tier.blocks.partition_point(|b| last_slice(b) <= bound.0 / rules.slice.0);
-        for block in tier.blocks.drain(..gone) {
-            block.each_cell(|_, place, _| {
-                let slot = &mut self.places[place as usize];
-                slot.cells -= 1;
-                if slot.cells == 0
-                    && let Some(index) = &mut self.index
-                {
-                    index.by_place.remove(&slot.place);
-                    index.free.push(place);
-                }
-            });
-            tier.removed.push(block.number());
+        self.tiers[tier].left = bound;
+        // the first block with a slice that stays
+        let first = (bound.0 / rules.slice.0 + 1) / SLICES;
+        while let Some(gone) = self.take_before(tier, first) {
+            self.tiers[tier].forget(&gone);
+            gone.cells.iter().for_each(|cell| self.let_go(cell.place));
+            let id = BlockId { tier: tier_number(tier), number: gone.number };
+            self.removed.push(id);
             self.blocks_changed = true;
         }
+    }
+
+    /// Takes out the first block of a tier if its number is below `first`.
+    fn take_before(&mut self, tier: usize, first: u64) -> Option<Open> {
+        let late = self.late.iter().position(|(late, _)| usize::from(*late) == tier);
+        if let Some(late) = late
+            && self.late[late].1.number < first
+        {
+            return Some(self.late.remove(late).1);
+        }
+        let tier = &mut self.tiers[tier];
+        if tier.closed.first().is_some_and(|block| block.number < first) {
+            return Some(tier.closed.remove(0).open());
+        }
+        let is_gone = !tier.open.cells.is_empty() && tier.open.number < first;
+        is_gone.then(|| std::mem::take(&mut tier.open))
+    }
+
+    /// One cell less refers to the place.
+    fn let_go(&mut self, place: u32) {
+        let slot = &mut self.places[place as usize];
+        slot.cells -= 1;
+        if slot.cells == 0
+            && let Some(index) = &mut self.index
+        {
+            index.by_place.remove(&slot.place);
+            index.free.push(place);
+        }
+    }
+
+    /// The block to add to.
+    fn open(&mut self, tier_index: usize, number: u64) -> &mut Open {
+        let tier = &mut self.tiers[tier_index];
+        if tier.open.cells.is_empty() {
+            tier.open_newest(number);
+        }
+        match tier.open.number.cmp(&number) {
+            Ordering::Equal => &mut self.tiers[tier_index].open,
+            Ordering::Greater => self.open_late(tier_index, number),
+            Ordering::Less => {
+                let before = std::mem::replace(&mut tier.open, Open::new(number));
+                if before.changed {
+                    // the next log needs the cells
+                    let key = (tier_number(tier_index), before.number);
+                    let at = self.late.partition_point(|(tier, open)| (*tier, open.number) < key);
+                    self.late.insert(at, (key.0, before));
+                } else {
+                    tier.close(&before);
+                }
+                &mut self.tiers[tier_index].open
+            }
+        }
+    }
+
+    fn open_late(&mut self, tier_index: usize, number: u64) -> &mut Open {
+        let key = (tier_number(tier_index), number);
+        let at = match self.late.binary_search_by_key(&key, |(tier, open)| (*tier, open.number)) {
+            Ok(at) => at,
+            Err(at) => {
+                let closed = self.tiers[tier_index].take_closed(number);
+                let open = closed.map_or_else(|| Open::new(number), |closed| closed.open());
+                self.late.insert(at, (key.0, open));
+                at
+            }
+        };
+        &mut self.late[at].1
     }
 
     /// The end up to which slices of the finest tier have left; state, with what left them.
@@ -291,6 +386,10 @@ impl Windows {
                 free
             }
             None => {
+                if self.places.is_empty() {
+                    // most keys have one place for ever
+                    self.places.reserve_exact(1);
+                }
                 self.places.push(slot);
                 self.places.len() - 1
             }
@@ -317,13 +416,51 @@ impl PlaceIndex {
     }
 }
 
+fn tier_number(tier: usize) -> u8 {
+    u8::try_from(tier).expect("few tiers")
+}
+
 impl Tier {
-    fn block_mut(&mut self, number: u64) -> &mut Block {
-        let at = self.blocks.partition_point(|block| block.number() < number);
-        if self.blocks.get(at).is_none_or(|block| block.number() != number) {
-            self.blocks.insert(at, Block::new(number));
+    fn is_gone(&self) -> bool {
+        self.open.cells.is_empty() && self.closed.is_empty()
+    }
+
+    /// Opens the newest block if that is `number`, or before it; else a new one.
+    fn open_newest(&mut self, number: u64) {
+        self.open = match self.closed.pop_if(|newest| newest.number >= number) {
+            Some(newest) => newest.open(),
+            None => Open::new(number),
+        };
+    }
+
+    fn closed_from(&self, first: u64) -> impl Iterator<Item = &Closed> {
+        self.closed[self.closed.partition_point(|block| block.number < first)..].iter()
+    }
+
+    fn take_closed(&mut self, number: u64) -> Option<Closed> {
+        let at = self.closed.binary_search_by_key(&number, |block| block.number).ok()?;
+        Some(self.closed.remove(at))
+    }
+
+    /// Puts a block at rest; memory is taken for it alone, as most keys have few.
+    fn close(&mut self, open: &Open) {
+        let at = self.closed.partition_point(|block| block.number < open.number);
+        self.closed.reserve_exact(1);
+        self.closed.insert(at, open.close());
+    }
+
+    fn close_open(&mut self) {
+        if !self.open.cells.is_empty() {
+            let open = std::mem::take(&mut self.open);
+            self.close(&open);
         }
-        &mut self.blocks[at]
+    }
+
+    /// What goes no longer counts.
+    fn forget(&mut self, gone: &Open) {
+        for cell in &gone.cells {
+            self.ceiling -= cell.measure.clamped();
+        }
     }
 }
 
@@ -369,31 +506,48 @@ impl Windows {
 
     /// Blocks touched since the last call, with their content; `None` when nothing is left. Only
     /// the newest block of a tier stays open.
-    pub fn log(&mut self, mut written: impl FnMut(BlockId, Option<&[u8]>)) {
-        if !std::mem::take(&mut self.blocks_changed) {
+    pub fn log(&mut self, mut written: impl FnMut(BlockId, Option<Vec<u8>>)) {
+        if !self.blocks_changed {
             return;
         }
-        for (index, tier) in (0u8..).zip(&mut self.tiers) {
-            for number in tier.removed.drain(..) {
-                written(BlockId { tier: index, number }, None);
-            }
-            let newest = tier.blocks.len().saturating_sub(1);
-            for (position, block) in tier.blocks.iter_mut().enumerate() {
-                let number = block.number();
-                block.log(position == newest, |value| {
-                    written(BlockId { tier: index, number }, Some(value));
-                });
+        self.removed.iter().for_each(|id| written(*id, None));
+        for (tier, open) in &self.late {
+            written(BlockId { tier: *tier, number: open.number }, Some(open.encode()));
+        }
+        for (index, tier) in (0u8..).zip(&self.tiers) {
+            if tier.open.changed {
+                let id = BlockId { tier: index, number: tier.open.number };
+                written(id, Some(tier.open.encode()));
             }
         }
+        self.blocks_logged();
     }
 
     /// For who keeps no changelog.
     pub fn forget_changes(&mut self) {
-        self.log(|_, _| ());
         self.places_changed = false;
+        if self.blocks_changed {
+            self.blocks_logged();
+        }
     }
 
-    /// Replaces the content of a block.
+    fn blocks_logged(&mut self) {
+        self.blocks_changed = false;
+        self.removed = Vec::new();
+        for (tier, open) in std::mem::take(&mut self.late) {
+            self.tiers[usize::from(tier)].close(&open);
+        }
+        self.tiers.iter_mut().for_each(|tier| tier.open.changed = false);
+    }
+
+    /// Closes what nothing was added to since the last log.
+    pub fn rest(&mut self) {
+        for tier in self.tiers.iter_mut().filter(|tier| !tier.open.changed) {
+            tier.close_open();
+        }
+    }
+
+    /// Replaces the content of a block, before anything is added.
     pub fn restore(
         &mut self,
         rules: &[TierRules],
@@ -405,34 +559,29 @@ impl Windows {
         if id.number > Timestamp::LIMIT.0 / (SLICES * rules.slice.0) {
             return Err(damaged("a block of accepted years"));
         }
-        // the last slice of the block that holds cells
-        let mut last = None;
-        let mut counted = Ok(());
-        let take = |value| {
-            Block::restore(id.number, value, |within, place| {
-                last = last.max(Some(within));
-                match self.slot(place) {
-                    Ok(slot) => slot.cells += 1,
-                    Err(error) => counted = Err(error),
-                }
-            })
-        };
-        let block = value.map(take).transpose()?;
-        counted?;
-        let places = &mut self.places;
+        let open = value.map(|value| Open::decode(id.number, value)).transpose()?;
+        if let Some(open) = &open {
+            for cell in &open.cells {
+                self.slot(cell.place)?.cells += 1;
+            }
+        }
         let tier = &mut self.tiers[tier];
-        let at = tier.blocks.partition_point(|known| known.number() < id.number);
-        if tier.blocks.get(at).is_some_and(|known| known.number() == id.number) {
-            let replaced = tier.blocks.remove(at);
-            replaced.each_cell(|_, place, _| places[place as usize].cells -= 1);
+        if let Some(replaced) = tier.take_closed(id.number) {
+            let replaced = replaced.open();
+            tier.forget(&replaced);
+            for cell in &replaced.cells {
+                self.places[cell.place as usize].cells -= 1;
+            }
         }
-        if let Some(block) = block {
-            tier.blocks.insert(at, block);
+        let Some(open) = open else { return Ok(()) };
+        for cell in &open.cells {
+            tier.ceiling += cell.measure.clamped();
         }
-        if let Some(within) = last {
-            let end = Timestamp((id.number * SLICES + within) * rules.slice.0);
-            tier.newest = tier.newest.max(end);
+        if let Some(last) = open.cells.last() {
+            let number = id.number * SLICES + u64::from(last.within);
+            tier.newest = tier.newest.max(Timestamp(number * rules.slice.0));
         }
+        tier.close(&open);
         Ok(())
     }
 

@@ -1,120 +1,90 @@
-//! Eight consecutive slices of one tier: open for adding, or as the changelog's bytes.
+//! Eight consecutive slices of one tier: open as cells, or closed as packed bytes.
+//!
+//! Packed bytes stay in memory. Beside the changelog's form of the same cells they hold
+//! differences from cell to cell: steady usage takes a few bytes a slice.
 
 use super::super::StageError;
 use super::super::changelog::{Reader, Writer, damaged};
 use super::super::measure::Measure;
 
-/// Slices per block: a commit rewrites the blocks that it touched.
+/// Slices per block: a commit writes the blocks that it touched.
 pub(super) const SLICES: u64 = 8;
 
-#[derive(Debug)]
-pub(super) struct Block {
-    number: u64,
-    content: Content,
-}
-
-#[derive(Debug)]
-enum Content {
-    /// Validated when they were taken in, else our own.
-    Closed(Box<[u8]>),
-    Open(Box<Open>),
-}
-
+/// A block that is added to.
 #[derive(Debug, Default)]
-struct Open {
+pub(super) struct Open {
+    pub(super) number: u64,
     /// In order of slice and place.
-    cells: Vec<Cell>,
-    changed: bool,
+    pub(super) cells: Vec<Cell>,
+    /// Since the last log.
+    pub(super) changed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Cell {
+pub(super) struct Cell {
     /// The slice within the block.
-    within: u8,
-    place: u32,
-    measure: Measure,
+    pub(super) within: u8,
+    pub(super) place: u32,
+    pub(super) measure: Measure,
 }
 
-impl Block {
-    pub(super) fn new(number: u64) -> Self {
-        Self { number, content: Content::Open(Box::default()) }
-    }
+/// What an addition did to a cell.
+pub(super) struct Added {
+    pub(super) is_new: bool,
+    pub(super) before: Measure,
+    pub(super) after: Measure,
+}
 
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// Adds to a cell; true when there was none.
-    pub(super) fn add(&mut self, within: u64, place: u32, measure: Measure) -> bool {
-        let within = u8::try_from(within).expect("a slice within its block");
-        let open = self.open();
-        open.changed = true;
-        let found = open.cells.binary_search_by_key(&(within, place), |c| (c.within, c.place));
-        match found {
-            Ok(at) => open.cells[at].measure += measure,
-            Err(at) => open.cells.insert(at, Cell { within, place, measure }),
-        }
-        found.is_err()
-    }
-
-    pub(super) fn each_cell(&self, mut cell: impl FnMut(u64, u32, Measure)) {
-        match &self.content {
-            Content::Open(open) => {
-                for found in &open.cells {
-                    cell(u64::from(found.within), found.place, found.measure);
-                }
-            }
-            Content::Closed(bytes) => {
-                each_cell(bytes, cell).expect("bytes of a block are validated when taken in");
-            }
-        }
-    }
-
-    /// Hands on the bytes if they changed, and closes the block unless it is to stay open.
-    pub(super) fn log(&mut self, stays_open: bool, written: impl FnOnce(&[u8])) {
-        let Content::Open(open) = &mut self.content else { return };
-        let changed = std::mem::take(&mut open.changed);
-        if !changed && stays_open {
-            return;
-        }
-        let bytes = open.encode();
-        if changed {
-            written(&bytes);
-        }
-        if !stays_open {
-            self.content = Content::Closed(bytes.into());
-        }
-    }
-
-    /// Takes the changelog's bytes as they are, if they are sound; `cell` is told the slice and
-    /// the place of each.
-    pub(super) fn restore(
-        number: u64,
-        bytes: &[u8],
-        mut cell: impl FnMut(u64, u32),
-    ) -> Result<Self, StageError> {
-        each_cell(bytes, |within, place, _| cell(within, place))?;
-        Ok(Self { number, content: Content::Closed(bytes.into()) })
-    }
-
-    fn open(&mut self) -> &mut Open {
-        if let Content::Closed(_) = &self.content {
-            let mut open = Box::<Open>::default();
-            self.each_cell(|within, place, measure| {
-                let within = u8::try_from(within).expect("a slice within its block");
-                open.cells.push(Cell { within, place, measure });
-            });
-            self.content = Content::Open(open);
-        }
-        match &mut self.content {
-            Content::Open(open) => open,
-            Content::Closed(_) => unreachable!("opened just before"),
-        }
-    }
+/// A block at rest.
+#[derive(Debug)]
+pub(super) struct Closed {
+    pub(super) number: u64,
+    packed: Box<[u8]>,
 }
 
 impl Open {
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn new(number: u64) -> Self {
+        Self { number, ..Self::default() }
+    }
+
+    pub(super) fn add(&mut self, within: u64, place: u32, measure: Measure) -> Added {
+        let within = u8::try_from(within).expect("a slice within its block");
+        self.changed = true;
+        let newest = self.cells.len().wrapping_sub(1);
+        let found = match self.cells.last() {
+            Some(cell) if (cell.within, cell.place) == (within, place) => Ok(newest),
+            Some(_) | None => {
+                self.cells.binary_search_by_key(&(within, place), |c| (c.within, c.place))
+            }
+        };
+        match found {
+            Ok(at) => {
+                let before = self.cells[at].measure;
+                self.cells[at].measure += measure;
+                Added { is_new: false, before, after: self.cells[at].measure }
+            }
+            Err(at) => {
+                self.cells.insert(at, Cell { within, place, measure });
+                Added { is_new: true, before: Measure::ZERO, after: measure }
+            }
+        }
+    }
+
+    pub(super) fn close(&self) -> Closed {
+        let mut writer = Writer::default();
+        let mut before = Measure::ZERO;
+        for cell in &self.cells {
+            writer.unsigned(u64::from(cell.place) * SLICES + u64::from(cell.within));
+            let mut change = cell.measure;
+            change -= before;
+            writer.measure(&change);
+            before = cell.measure;
+        }
+        Closed { number: self.number, packed: writer.finish().into() }
+    }
+
+    /// As the changelog holds it.
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::default();
         for slice in self.cells.chunk_by(|a, b| a.within == b.within) {
             writer.unsigned(slice[0].within);
@@ -126,20 +96,46 @@ impl Open {
         }
         writer.finish()
     }
+
+    /// The changelog's bytes, if they are sound.
+    pub(super) fn decode(number: u64, bytes: &[u8]) -> Result<Self, StageError> {
+        let mut reader = Reader::new(bytes)?;
+        let mut open = Self::new(number);
+        let mut next = 0;
+        while !reader.is_empty() {
+            let within = reader.number()?;
+            if !(next..SLICES).contains(&within) {
+                return Err(damaged("slices of the block, in order"));
+            }
+            next = within + 1;
+            let within = u8::try_from(within).expect("one of eight");
+            for _ in 0..reader.small()? {
+                let (place, measure) = (reader.small()?, reader.measure()?);
+                open.cells.push(Cell { within, place, measure });
+            }
+        }
+        Ok(open)
+    }
 }
 
-fn each_cell(bytes: &[u8], mut cell: impl FnMut(u64, u32, Measure)) -> Result<(), StageError> {
-    let mut reader = Reader::new(bytes)?;
-    let mut next = 0;
-    while !reader.is_empty() {
-        let within = reader.number()?;
-        if !(next..SLICES).contains(&within) {
-            return Err(damaged("slices of the block, in order"));
-        }
-        next = within + 1;
-        for _ in 0..reader.small()? {
-            cell(within, reader.small()?, reader.measure()?);
+impl Closed {
+    pub(super) fn open(&self) -> Open {
+        let mut open = Open::new(self.number);
+        self.each_cell(|cell| open.cells.push(cell));
+        open
+    }
+
+    #[inline]
+    pub(super) fn each_cell(&self, mut cell: impl FnMut(Cell)) {
+        const OWN: &str = "packed by ourselves";
+        let mut reader = Reader::new(&self.packed).expect(OWN);
+        let mut measure = Measure::ZERO;
+        while !reader.is_empty() {
+            let place_and_slice = reader.number().expect(OWN);
+            measure += reader.any_measure().expect(OWN);
+            let within = u8::try_from(place_and_slice % SLICES).expect("one of eight");
+            let place = u32::try_from(place_and_slice / SLICES).expect(OWN);
+            cell(Cell { within, place, measure });
         }
     }
-    Ok(())
 }
