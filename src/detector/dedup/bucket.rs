@@ -109,7 +109,8 @@ impl Bucket {
         budget: &mut u32,
         write: &mut impl FnMut(u32, Option<Vec<u8>>),
     ) {
-        if self.is_written {
+        // making the table small moves every identity: not before its first chunk can be written
+        if self.is_written || *budget == 0 {
             return;
         }
         if self.chunks == 0 || self.written_slots != self.table.slots().len() {
