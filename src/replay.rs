@@ -27,6 +27,8 @@ use crate::error::Fatal;
 
 /// Records that a METER task reads before it sends.
 const BATCH: usize = 4096;
+/// Bytes of records after which it sends fewer: refused ones wait whole in what it sends.
+const BATCH_BYTES: usize = 4 << 20;
 /// Batches that a METER task may be ahead.
 const AHEAD: usize = 4;
 
@@ -162,7 +164,7 @@ impl Buffer {
     fn fill(&mut self, source: &mut dyn Source) -> Result<(), Fatal> {
         self.bytes.clear();
         self.ends.clear();
-        while self.ends.len() < BATCH && !self.is_last {
+        while self.ends.len() < BATCH && self.bytes.len() < BATCH_BYTES && !self.is_last {
             match source.next()? {
                 Some((number, value)) => {
                     self.bytes.extend_from_slice(value);

@@ -273,6 +273,19 @@ fn packed_garbage_stops_at_the_thousand_and_first_line() {
 }
 
 #[test]
+fn sound_records_of_a_mebibyte_each_are_replayed_in_bounded_memory() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (mut line, count) = (with("quantity", "8"), 600);
+    assert_eq!(line.pop(), Some(b'}'));
+    line.extend_from_slice(format!(",\"note\":\"{}\"}}\n", "x".repeat(MIB)).as_bytes());
+    packed(&directory.path().join("large.ndjson.zst"), &line, count, true);
+    let arguments = ["--usage", "large.ndjson.zst", "--summary", "-"];
+    let summary = summary(&replay(directory.path(), &arguments));
+    assert_eq!(summary["counted"], 1, "{summary}");
+    assert_eq!(summary["duplicate"], count - 1, "{summary}");
+}
+
+#[test]
 fn a_packed_file_that_asks_for_a_huge_window_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     // a frame whose window is 3.75 TiB

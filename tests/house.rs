@@ -57,10 +57,9 @@ const ITERATING: [&str; 10] = [
 const ORDER_FREE: &str = "order-free:";
 
 /// Maps that are iterated over in several places, each of them reviewed, and why order cannot show.
-const ORDER_FREE_MAPS: [(&str, &str, &str); 3] = [
+const ORDER_FREE_MAPS: [(&str, &str, &str); 2] = [
     ("account.rs", "accounts", "alerts and ledger are sorted by key, all else is per account"),
     ("group.rs", "groups", "alerts and ledger are sorted by key, all else is per group"),
-    ("meter.rs", "sums", "sorted by key before they are packed"),
 ];
 
 fn root() -> &'static Path {
@@ -431,4 +430,88 @@ fn the_container_runs_without_root_on_a_file_system_that_it_does_not_write() {
         }
     }
     assert_none("the service writes no file", &findings);
+}
+
+/// What a unified diff takes for granted: each hunk's old lines, under the file they are of.
+fn old_sides(patch: &str) -> Vec<(String, String)> {
+    let mut sides: Vec<(String, String)> = Vec::new();
+    let mut file = "";
+    for line in patch.lines() {
+        if let Some(name) = line.strip_prefix("--- a/") {
+            file = name;
+        } else if line.starts_with("@@ ") {
+            sides.push((file.to_owned(), String::new()));
+        } else if let Some((_, old)) = sides.last_mut()
+            && !line.starts_with("+++ ")
+            && let Some(kept) = line.strip_prefix([' ', '-']).or(line.is_empty().then_some(""))
+        {
+            *old += &format!("{kept}\n");
+        }
+    }
+    sides
+}
+
+#[test]
+fn the_mistakes_that_chaos_plants_fit_the_sources_as_they_are() {
+    let folder = root().join("tests/chaos/plants");
+    let mut findings = Vec::new();
+    let mut hunks = 0;
+    for entry in std::fs::read_dir(&folder).expect("the folder of plants") {
+        let path = entry.expect("a folder can be listed").path();
+        for (file, old) in old_sides(&read(&path)) {
+            hunks += 1;
+            let source = read(&root().join(&file));
+            if source.matches(&old).count() != 1 {
+                findings.push(format!("{}: not once in {file}:\n{old}", place(&path, 1)));
+            }
+        }
+    }
+    assert!(hunks >= 4, "{hunks} hunks");
+    assert_none("make chaos-plants cannot plant", &findings);
+}
+
+/// `a_{b,c}_*` as the names it stands for, each with a `*` for anything.
+fn spelled_out(name: &str) -> Vec<String> {
+    let Some((before, rest)) = name.split_once('{') else { return vec![name.to_owned()] };
+    let (choices, after) = rest.split_once('}').expect("a brace is closed");
+    choices.split(',').flat_map(|choice| spelled_out(&format!("{before}{choice}{after}"))).collect()
+}
+
+#[test]
+fn the_tests_that_the_architecture_names_exist() {
+    let page = read(&root().join("src/ARCHITECTURE.md"));
+    let tests: Vec<String> = ["src", "tests"]
+        .into_iter()
+        .flat_map(rust_files)
+        .flat_map(|path| {
+            let text = read(&path);
+            let names = text.split("#[test]\n").skip(1).filter_map(|test| {
+                let (_, test) = test.split_once("fn ")?;
+                Some(test.split('(').next()?.to_owned())
+            });
+            names.collect::<Vec<_>>()
+        })
+        .collect();
+    let (mut findings, mut named) = (Vec::new(), 0);
+    // in the tables alone: rows of faults and crash points
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    for word in rows.flat_map(|row| row.split('`').skip(1).step_by(2)) {
+        let is_test = word.matches('_').count() >= 2
+            && word.chars().all(|c| c.is_ascii_lowercase() || "_{},*0123456789".contains(c))
+            && !word.starts_with("flopwatch_");
+        for name in spelled_out(word).into_iter().filter(|_| is_test) {
+            named += 1;
+            let known = match name.split_once('*') {
+                None => tests.contains(&name),
+                Some((start, end)) => {
+                    tests.iter().any(|test| test.starts_with(start) && test.ends_with(end))
+                }
+            };
+            if !known && name != "time_in_future" {
+                findings.push(name);
+            }
+        }
+    }
+    assert!(named > 20, "{named} tests are named");
+    assert_none("src/ARCHITECTURE.md names tests that are not there", &findings);
 }

@@ -6,8 +6,10 @@ use flopwatch::config::Config;
 use flopwatch::detector::Stage;
 use flopwatch::detector::account::Account;
 use flopwatch::detector::alert::Alert;
+use flopwatch::detector::changelog::{Reader, Writer};
 use flopwatch::detector::directory::{AccountRecord, Country, Entry};
 use flopwatch::detector::event::Record;
+use flopwatch::detector::key_state::{check_stamp, write_stamp};
 use flopwatch::detector::meter::Meter;
 use flopwatch::detector::outbox::{Outbox, Output};
 
@@ -117,4 +119,26 @@ fn an_account_that_the_directory_no_longer_names_after_a_restart_is_removed() {
     let head = facts.next_back().and_then(|(_, value)| value.clone()).expect("the account's head");
     let text = String::from_utf8_lossy(&head);
     assert!(text.contains("ZZ") && !text.contains("FR"), "{text}");
+}
+
+#[test]
+fn state_under_another_epoch_lateness_or_tier_is_refused_by_name() {
+    let rules = |text: &str| Config::from_text("rules", text).expect("valid").rules;
+    let mut writer = Writer::default();
+    write_stamp(&rules(""), &mut writer);
+    let stamp = writer.finish();
+    let check = |text: &str| check_stamp(&rules(text), &mut Reader::new(&stamp).expect("ours"));
+    let day = "[[tier]]\nslice = \"1d\"\nkeep = \"400d\"\n";
+    let hour = |keep: &str| format!("[[tier]]\nslice = \"1h\"\nkeep = \"{keep}\"\n");
+    assert_eq!(check(&(hour("8d") + day)), Ok(()), "the defaults spelled out");
+    for (text, what) in [
+        ("[time]\nepoch = \"15m\"\n".to_owned(), "time.epoch"),
+        ("[time]\nlateness = \"30m\"\n".to_owned(), "time.lateness"),
+        (hour("9d") + day, "tier (slice or keep)"),
+        (hour("8d") + &day.replace("1d", "2d"), "tier (slice or keep)"),
+        (hour("400d"), "number of tiers"),
+    ] {
+        let error = check(&text).expect_err(what).to_string();
+        assert!(error.contains(&format!("built under another {what}: ")), "{error}");
+    }
 }

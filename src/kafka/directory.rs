@@ -280,6 +280,9 @@ fn failed(topic: &str, code: RDKafkaErrorCode) -> Result<(), Fatal> {
             | RDKafkaErrorCode::UnknownTopicOrPartition
             | RDKafkaErrorCode::UnknownTopic
             | RDKafkaErrorCode::UnknownPartition
+            // fetched again and again, it would stay so
+            | RDKafkaErrorCode::BadCompression
+            | RDKafkaErrorCode::BadMessage
     ) {
         let text = format!("reading the account directory {topic:?}: {code}");
         return Err(Fatal::Broker(text));

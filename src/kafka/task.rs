@@ -380,7 +380,16 @@ impl Task {
 
     /// An error in place of a record.
     fn failed(&self, code: RDKafkaErrorCode) -> Result<(), Trouble> {
-        let Self { topic, partition, .. } = self;
+        let Self { topic, partition, next, .. } = self;
+        if matches!(code, RDKafkaErrorCode::BadCompression | RDKafkaErrorCode::BadMessage) {
+            // it would be fetched again and again, and nobody can say what it holds
+            return Err(Trouble::Fatal(Fatal::Input(format!(
+                "topic {topic:?}, partition {partition}: a batch of records at or after offset \
+                 {next} cannot be unpacked ({code}): raise receive.message.max.bytes under \
+                 [kafka.client] above its unpacked size, or, if it is damaged, delete the records \
+                 up to its end and start with --accept-gap"
+            ))));
+        }
         if code == RDKafkaErrorCode::AutoOffsetReset {
             // retention may have overtaken us, but librdkafka says the same when a broker comes
             // back and does not know the epoch of a position: the next restore compares positions

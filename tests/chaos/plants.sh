@@ -37,7 +37,7 @@ build() { # build PATCH...: the suite with these in it
     # with new times, so that cargo compiles what a patch before has changed
     tar --exclude=./target --exclude=./.git -cf - . | tar -xmf - -C "$copy"
     local patch
-    for patch in "$@"; do patch -s -d "$copy" -p1 <"tests/chaos/plants/$patch.patch"; done
+    for patch in "$@"; do patch -s -F0 -d "$copy" -p1 <"tests/chaos/plants/$patch.patch"; done
     (cd "$copy" && cargo test --quiet --locked --test chaos --no-run)
 }
 

@@ -3,6 +3,8 @@
 
 use std::io::Read as _;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use flopwatch::error::Fatal;
@@ -10,6 +12,7 @@ use flopwatch::kafka::{Options, topology};
 use flopwatch::metrics::Stage;
 use flopwatch::simulate::KeyBy;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
 use super::broker::Broker;
 use super::world::{World, config};
@@ -27,10 +30,20 @@ pub(super) fn verb(name: &str, address: &str, arguments: &[&str]) -> (i32, Strin
         .env("RUST_LOG", "error")
         .spawn()
         .expect("the program starts");
-    let mut text = String::new();
-    child.stderr.take().expect("a pipe").read_to_string(&mut text).expect("text");
+    let mut pipe = child.stderr.take().expect("a pipe");
+    let (sender, text) = channel();
+    // the pipe ends with the program; one that hangs must not take the test along
+    thread::spawn(move || {
+        let mut text = String::new();
+        let read = pipe.read_to_string(&mut text);
+        sender.send(read.map(|_| text)).unwrap_or_default();
+    });
+    let Ok(text) = text.recv_timeout(PATIENCE) else {
+        child.kill().unwrap_or_default();
+        panic!("{arguments:?} does not end");
+    };
     let code = child.wait().expect("the program ends").code().expect("an exit code");
-    (code, text)
+    (code, text.expect("text"))
 }
 
 #[test]
@@ -178,6 +191,32 @@ fn too_many_invalid_records_end_the_process_with_its_line_and_code() {
     assert_eq!(code, Some(1), "{last}");
     let start = "error: input: topic \"nonsense.usage\", partition 1: 10 invalid records in a row";
     assert!(last.starts_with(start), "{last}");
+}
+
+/// Small on the broker, and more than a client takes once it is unpacked.
+#[test]
+fn a_batch_that_cannot_be_unpacked_ends_the_process_with_its_line_and_code() {
+    let name = "bomb";
+    let config = config(name, "a", 1);
+    topology::create(&config, Some(1)).expect("topics can be made");
+    let producer: BaseProducer = Broker::shared()
+        .client()
+        .set("compression.type", "zstd")
+        .set("message.max.bytes", "200000000")
+        .create()
+        .expect("a producer");
+    for value in [b"nonsense".to_vec(), vec![b'{'; 120_000_000]] {
+        let record = BaseRecord::<[u8], [u8]>::to(&config.topics.usage).partition(0);
+        let sent = producer.send(record.payload(&value));
+        sent.map_err(|(error, _)| error).expect("a record is queued");
+        producer.flush(PATIENCE).expect("the record is written");
+    }
+    assert_eq!(Broker::shared().end(&config.topics.usage), 2, "the broker takes it");
+    let (code, last) = Process::run_with(name, "a", 1, "").failed();
+    assert_eq!(code, Some(1), "{last}");
+    let start = "error: input: topic \"bomb.usage\", partition 0: a batch of records at or after";
+    assert!(last.starts_with(start), "{last}");
+    assert!(last.contains("receive.message.max.bytes"), "{last}");
 }
 
 /// Many records are in the restore's hands when it gives up.

@@ -28,10 +28,12 @@ pub(crate) enum Fault {
     KeepAccountsThatAreGone,
     /// What ACCOUNT moves between groups is lost now and then.
     DropMove,
+    /// A restore ends at the last stable offset: what is decided and not yet told is left out.
+    EndAtLastStableOffset,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::SkipChangelogWrite,
         Self::CommitPositionsFirst,
         Self::DropIdentitiesOnRestore,
@@ -39,6 +41,7 @@ impl Fault {
         Self::LoseDirectoryRecordOnRestore,
         Self::KeepAccountsThatAreGone,
         Self::DropMove,
+        Self::EndAtLastStableOffset,
     ];
 }
 
@@ -334,7 +337,12 @@ impl Cluster {
     }
 
     fn crash(&mut self, random: &mut ChaCha8Rng) {
-        let (_, process) = self.take(random);
+        let (_, mut process) = self.take(random);
+        if process.generation == self.generation && random.random_bool(0.4) {
+            // its last commit is decided, and it does not live to hear so
+            let transaction = process.transaction(self.world.partitions);
+            self.log.commit_in_flight(transaction);
+        }
         drop(process);
         if random.random_bool(0.5) {
             self.send_again(random);
@@ -343,6 +351,7 @@ impl Cluster {
     }
 
     fn compact(&mut self, random: &mut ChaCha8Rng) {
+        self.log.await_ends();
         for topic in [Topic::MeterState, Topic::AccountState, Topic::GroupState] {
             for partition in 0..self.world.partitions {
                 self.log.compact((topic, partition), random.random_bool(0.5));
@@ -377,11 +386,15 @@ impl Cluster {
     }
 
     /// A process of the present generation; a new one has read the directory to its end.
-    fn process(&self, mut table: Table, mine: impl Fn(u32) -> bool) -> Process {
+    fn process(&mut self, mut table: Table, mine: impl Fn(u32) -> bool) -> Process {
+        // the positions are known by now: a restore reads to the end as `read_uncommitted` has it
+        if self.planted != Some(Fault::EndAtLastStableOffset) {
+            self.log.await_ends();
+        }
         if table.is_new() {
             table.read(&self.log, &self.known);
         }
-        let Self { world, log, .. } = self;
+        let Self { world, log, .. } = &*self;
         let restore = Restore { world, log, usage: self.usage_partitions(), planted: self.planted };
         let mine = (0..self.usage_partitions()).filter(|partition| mine(*partition));
         let tasks = mine.flat_map(|partition| restore.tasks(partition, &table)).collect();
@@ -389,6 +402,7 @@ impl Cluster {
     }
 
     fn publish(&mut self, process: &mut Process) {
+        self.log.await_ends();
         let mut transaction = process.transaction(self.world.partitions);
         match self.planted {
             Some(Fault::SkipChangelogWrite) => {
@@ -413,7 +427,8 @@ impl Cluster {
                 Fault::DropIdentitiesOnRestore
                 | Fault::ForgetStateOnRestore
                 | Fault::LoseDirectoryRecordOnRestore
-                | Fault::KeepAccountsThatAreGone,
+                | Fault::KeepAccountsThatAreGone
+                | Fault::EndAtLastStableOffset,
             )
             | None => {}
         }

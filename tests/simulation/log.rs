@@ -1,6 +1,6 @@
 //! Kafka as far as exactness needs it: partitions with offsets, transactions that append to many
-//! partitions and move committed positions at once or not at all, aborted records that take up
-//! offsets, and compaction.
+//! partitions and move committed positions at once or not at all, commits whose end comes late to
+//! the changelogs, aborted records that take up offsets, and compaction.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +18,12 @@ pub(crate) enum Topic {
     Accounts,
 }
 
+impl Topic {
+    fn is_changelog(self) -> bool {
+        matches!(self, Self::MeterState | Self::AccountState | Self::GroupState)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) offset: u64,
@@ -31,6 +37,8 @@ pub(crate) struct Entry {
 struct Partition {
     entries: Vec<Entry>,
     next: u64,
+    /// The last stable offset, below a commit that is decided and whose end is not written here.
+    stable: Option<u64>,
 }
 
 impl Partition {
@@ -70,6 +78,21 @@ impl Log {
         }
     }
 
+    /// The coordinator has decided and moved the positions; the changelogs have yet to be told.
+    pub(crate) fn commit_in_flight(&mut self, transaction: Transaction) {
+        let written: BTreeSet<_> = transaction.records.iter().map(|(at, _, _)| *at).collect();
+        for at in written.into_iter().filter(|(topic, _)| topic.is_changelog()) {
+            let partition = self.partitions.entry(at).or_default();
+            partition.stable.get_or_insert(partition.next);
+        }
+        self.commit(transaction);
+    }
+
+    /// Every end has been written by the time that someone who waits for it goes on.
+    pub(crate) fn await_ends(&mut self) {
+        self.partitions.values_mut().for_each(|partition| partition.stable = None);
+    }
+
     /// Only offsets are taken up.
     pub(crate) fn abort(&mut self, transaction: Transaction) {
         self.write(transaction.records, false);
@@ -90,11 +113,14 @@ impl Log {
         self.positions.get(&at).copied().unwrap_or_default()
     }
 
-    /// Up to `count` visible records at or after `offset`.
+    /// Up to `count` visible records at or after `offset`, as `read_committed` has them: below the
+    /// last stable offset.
     pub(crate) fn read(&self, at: TopicPartition, offset: u64, count: usize) -> Vec<Entry> {
         let Some(partition) = self.partitions.get(&at) else { return Vec::new() };
         let from = partition.entries.partition_point(|entry| entry.offset < offset);
-        let visible = partition.entries[from..].iter().filter(|entry| entry.visible);
+        let stable = partition.stable.unwrap_or(partition.next);
+        let visible =
+            partition.entries[from..].iter().filter(|entry| entry.visible && entry.offset < stable);
         visible.take(count).cloned().collect()
     }
 

@@ -77,10 +77,12 @@ impl Broker {
         let (port, controller) = (free_port(), free_port());
         let proxied = (free_port(), free_port());
         let (extra, data) = (extra(port, controller), data.map(Path::to_path_buf));
-        let (script, log) = launch(port, controller, proxied, data.as_deref(), &extra);
+        let (script, log, settings) = launch(port, controller, proxied, data.as_deref(), &extra);
         let address = format!("127.0.0.1:{port}");
         let mut broker = Self { address, proxied, controller, data, extra, script };
         broker.await_start(log);
+        // read by now
+        drop(settings);
         broker
     }
 
@@ -95,9 +97,11 @@ impl Broker {
         let port = self.address.rsplit(':').next().and_then(|port| port.parse().ok());
         let port = port.expect("an address ends in its port");
         let data = self.data.as_deref();
-        let (script, log) = launch(port, self.controller, self.proxied, data, &self.extra);
+        let (script, log, settings) =
+            launch(port, self.controller, self.proxied, data, &self.extra);
         self.script = script;
         self.await_start(log);
+        drop(settings);
     }
 
     /// Ends it, cleanly or as a power cut would.
@@ -345,18 +349,18 @@ impl Drop for Broker {
     }
 }
 
-/// Runs the script that runs the broker; what it says goes to the file.
+/// Runs the script that runs the broker; what it says goes to the file. Its settings must stay
+/// until it has started.
 fn launch(
     port: u16,
     controller: u16,
     proxied: (u16, u16),
     data: Option<&Path>,
     extra: &Extra,
-) -> (Child, File) {
+) -> (Child, File, tempfile::TempPath) {
     let mut properties = tempfile::NamedTempFile::new().expect("a file of settings");
     properties.write_all(extra.properties.as_bytes()).expect("settings can be written");
-    // kept until the machine forgets it: the script reads it when it pleases
-    let (_, properties) = properties.keep().expect("the file can stay");
+    let properties = properties.into_temp_path();
     let log = tempfile::tempfile().expect("a log file");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(root.join("tests/support/kafka/start.sh"));
@@ -366,7 +370,7 @@ fn launch(
         .env("PROXIED_PORT", proxied.0.to_string())
         .env("ADVERTISED_PORT", proxied.1.to_string())
         .env("UNTIL_EOF", "1")
-        .env("PROPERTIES", properties)
+        .env("PROPERTIES", &properties)
         .env("FORMAT", &extra.format)
         .env_remove("DATA")
         .stdin(Stdio::piped())
@@ -378,7 +382,7 @@ fn launch(
             command.env("KAFKA_VERSION", RESTARTABLE);
         }
     }
-    (command.spawn().expect("start.sh runs"), log)
+    (command.spawn().expect("start.sh runs"), log, properties)
 }
 
 /// Waits for a future of an administrative client, which its own thread completes.
