@@ -101,7 +101,7 @@ const GROUP_EXACT: Options = &[
 
 const PRODUCER: Options = &[
     // sums and changelogs compress about threefold, at memory speed
-    ("compression.type", "none"),
+    ("compression.type", "lz4"),
     // a whole commit is produced in one go and flushed: these bound nothing but its batches
     ("linger.ms", "5"),
     // 1 MB by default: the broker's and the topic's own limit decides

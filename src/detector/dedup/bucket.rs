@@ -160,21 +160,22 @@ impl Bucket {
                 slots.extend_from_slice(&chunk.1.slots);
             }
         }
-        if capacity > 0
-            && slots.len() == capacity
-            && let Some(table) = Table::from_slots(slots)
-        {
-            self.table = table;
-            self.written_slots = capacity;
-            self.is_written = true;
-        } else {
-            let parts = chunks.into_values().flat_map(|chunk| chunk.slots);
-            for entry in parts.filter(|entry| *entry != 0) {
-                self.table.insert(entry);
-            }
-        }
-        for entry in blocks.into_values().flatten() {
+        let blocks: Vec<Entry> = blocks.into_values().flatten().collect();
+        let whole = if slots.len() == capacity { Table::from_slots(slots) } else { None };
+        self.is_written = capacity > 0 && whole.is_some();
+        self.written_slots = if self.is_written { capacity } else { 0 };
+        self.table = whole.unwrap_or_else(|| Table::with_capacity(blocks.len()));
+        for entry in blocks {
             self.table.insert(entry);
+        }
+        if !self.is_written {
+            // the blocks hold them as well, and go first: entries in the order of a table would
+            // crowd the front of one that grows
+            for entry in chunks.into_values().flat_map(|chunk| chunk.slots) {
+                if entry != 0 {
+                    self.table.insert(entry);
+                }
+            }
         }
     }
 }
