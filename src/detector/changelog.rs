@@ -8,7 +8,9 @@ use super::measure::Measure;
 use super::time::Timestamp;
 
 /// The format that this version writes, and the newest that it reads.
-pub const VERSION: u8 = 1;
+///
+/// 1: blocks of slices hold whole sums. 2: they hold differences.
+pub const VERSION: u8 = 2;
 
 /// Room for a value of an account that is summed in one place.
 const FIRST_CAPACITY: usize = 64;

@@ -224,7 +224,7 @@ pub fn log_alignment<T>(rules: &Rules, gap: u64, align: &Align<T>, outbox: &mut 
 }
 
 /// The rules that stored sums depend on: state built under others is refused, never mixed.
-fn write_stamp(rules: &Rules, writer: &mut Writer) {
+pub fn write_stamp(rules: &Rules, writer: &mut Writer) {
     writer.unsigned(rules.time.epoch.0);
     writer.unsigned(rules.time.lateness.0);
     writer.unsigned(rules.tiers.len() as u64);

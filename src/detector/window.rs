@@ -444,9 +444,13 @@ impl Tier {
 
     /// Puts a block at rest; memory is taken for it alone, as most keys have few.
     fn close(&mut self, open: &Open) {
-        let at = self.closed.partition_point(|block| block.number < open.number);
         self.closed.reserve_exact(1);
-        self.closed.insert(at, open.close());
+        self.put(open.close());
+    }
+
+    fn put(&mut self, block: Closed) {
+        let at = self.closed.partition_point(|known| known.number < block.number);
+        self.closed.insert(at, block);
     }
 
     fn close_open(&mut self) {
@@ -559,12 +563,19 @@ impl Windows {
         if id.number > Timestamp::LIMIT.0 / (SLICES * rules.slice.0) {
             return Err(damaged("a block of accepted years"));
         }
-        let open = value.map(|value| Open::decode(id.number, value)).transpose()?;
-        if let Some(open) = &open {
-            for cell in &open.cells {
-                self.slot(cell.place)?.cells += 1;
-            }
-        }
+        let (mut ceiling, mut last, mut counted) = (Measure::ZERO, None, Ok(()));
+        let take = |value| {
+            Closed::restore(id.number, value, |cell| {
+                ceiling += cell.measure.clamped();
+                last = Some(cell.within);
+                match self.slot(cell.place) {
+                    Ok(slot) => slot.cells += 1,
+                    Err(error) => counted = Err(error),
+                }
+            })
+        };
+        let block = value.map(take).transpose()?;
+        counted?;
         let tier = &mut self.tiers[tier];
         if let Some(replaced) = tier.take_closed(id.number) {
             let replaced = replaced.open();
@@ -573,15 +584,14 @@ impl Windows {
                 self.places[cell.place as usize].cells -= 1;
             }
         }
-        let Some(open) = open else { return Ok(()) };
-        for cell in &open.cells {
-            tier.ceiling += cell.measure.clamped();
+        if let Some(block) = block {
+            tier.ceiling += ceiling;
+            tier.put(block);
         }
-        if let Some(last) = open.cells.last() {
-            let number = id.number * SLICES + u64::from(last.within);
+        if let Some(last) = last {
+            let number = id.number * SLICES + u64::from(last);
             tier.newest = tier.newest.max(Timestamp(number * rules.slice.0));
         }
-        tier.close(&open);
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use flopwatch::detector::changelog::VERSION;
 use flopwatch::detector::key_state::StateKey;
 use flopwatch::proto;
 use prost::Message;
@@ -25,9 +26,10 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    pub(crate) fn read() -> Self {
-        let read = |topic: Topic| (topic, parse(&golden(&file_of(topic))));
-        let positions = golden("positions.txt");
+    /// What a version with this format wrote.
+    pub(crate) fn read(format: u8) -> Self {
+        let read = |topic: Topic| (topic, parse(&golden(format, &file_of(topic))));
+        let positions = golden(format, "positions.txt");
         let positions = positions.lines().filter(|line| !line.starts_with('#')).map(|line| {
             let mut words = line.split_whitespace().map(|word| word.parse().ok());
             std::array::from_fn(|_| words.next().expect("four positions"))
@@ -59,9 +61,9 @@ pub(crate) fn compare(topic: Topic, log: &BTreeMap<Topic, Vec<Entry>>) {
 
 pub(crate) fn compare_text(name: &str, found: &str) {
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(path(name), found).expect("the golden file can be written");
+        std::fs::write(path(VERSION, name), found).expect("the golden file can be written");
     }
-    let expected = golden(name);
+    let expected = golden(VERSION, name);
     let first = expected.lines().zip(found.lines()).find(|(expected, found)| expected != found);
     assert!(first.is_none() && expected.len() == found.len(), "{name}: {first:#?}");
 }
@@ -116,7 +118,8 @@ pub(crate) fn sums(topic: Topic, log: &BTreeMap<Topic, Vec<Entry>>) -> Vec<Strin
         for member in &usage.memberships {
             let names = [member.key, member.account].map(name);
             let at = (usage.tag_unix_nano, member.country, member.member);
-            lines.push(format!("{at:?} {names:?} {:?}", member.facts));
+            // facts begin with the format of who wrote them
+            lines.push(format!("{at:?} {names:?} {:?}", member.facts.get(1..)));
         }
     }
     if topic == Topic::GroupUsage {
@@ -166,16 +169,17 @@ fn parse(text: &str) -> Vec<Entry> {
     entries
 }
 
-fn golden(name: &str) -> String {
-    std::fs::read_to_string(path(name)).expect("a golden file")
+fn golden(format: u8, name: &str) -> String {
+    std::fs::read_to_string(path(format, name)).expect("a golden file")
 }
 
 fn file_of(topic: Topic) -> String {
     format!("{}.hex", topic.name())
 }
 
-fn path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/internal/format-1").join(name)
+fn path(format: u8, name: &str) -> PathBuf {
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/internal");
+    all.join(format!("format-{format}")).join(name)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,9 +1,9 @@
 //! What the stages send each other and what they keep on Kafka: the bytes of
-//! `tests/golden/internal/format-1`, written and read back.
+//! `tests/golden/internal/format-*`, written and read back.
 //!
-//! The files are what this version writes, and what every later one must still read: when
-//! `changelog::VERSION` moves on, a new directory takes over from the live stages and this one
-//! stays, to be restored from. `UPDATE_GOLDEN=1 cargo test --test golden_internal` writes them
+//! The newest files are what this version writes, and what every later one must still read: when
+//! `changelog::VERSION` moves on, a new directory takes over from the live stages and the others
+//! stay as they are, to be restored from. `UPDATE_GOLDEN=1 cargo test --test golden_internal` writes them
 //! anew; review the difference, which strands every running deployment's state unless it is read
 //! as well.
 
@@ -34,7 +34,7 @@ fn live() -> Pipeline {
 
 #[test]
 fn what_the_stages_write_is_as_the_golden_files_say() {
-    assert_eq!(VERSION, 1, "a new format needs a directory of its own beside this one");
+    assert_eq!(VERSION, 2, "a new format needs a directory of its own beside the others");
     let live = live();
     for topic in Topic::ALL {
         fixture::compare(topic, &live.log);
@@ -44,7 +44,7 @@ fn what_the_stages_write_is_as_the_golden_files_say() {
 
 #[test]
 fn every_kind_of_changelog_record_is_among_them() {
-    let fixture = Fixture::read();
+    let fixture = Fixture::read(VERSION);
     let mut kinds = BTreeSet::new();
     for topic in Topic::CHANGELOGS {
         for entry in fixture.entries(topic) {
@@ -83,14 +83,17 @@ fn every_kind_of_changelog_record_is_among_them() {
     assert_eq!(scopes, BTreeSet::from(["account", "country", "owner", "site"]));
 }
 
-/// The upgrade: stages restored from format 1, at any commit, go on as the live ones went on.
+/// The upgrade: stages restored from any format, at any commit, go on as the live ones went on.
 #[test]
 fn stages_restored_from_the_golden_files_go_on_as_the_live_ones() {
-    let fixture = Fixture::read();
+    (1..=VERSION).for_each(|format| restored_from(&Fixture::read(format)));
+}
+
+fn restored_from(fixture: &Fixture) {
     let arrivals = world::arrivals();
     let live = live();
     for cut in 1..=arrivals.len() {
-        let mut restored = Pipeline::restored(&fixture, cut, &arrivals);
+        let mut restored = Pipeline::restored(fixture, cut, &arrivals);
         for arrival in &arrivals[cut..] {
             restored.commit(arrival);
         }
@@ -112,7 +115,7 @@ fn stages_restored_from_the_golden_files_go_on_as_the_live_ones() {
 
 #[test]
 fn state_of_a_newer_format_is_refused_with_the_remedy() {
-    let fixture = Fixture::read();
+    let fixture = Fixture::read(VERSION);
     let mut refused = 0;
     for topic in Topic::CHANGELOGS {
         for Entry { key, value, .. } in fixture.entries(topic) {
@@ -121,7 +124,7 @@ fn state_of_a_newer_format_is_refused_with_the_remedy() {
             newer[0] = VERSION + 1;
             let mut pipeline = Pipeline::new();
             let error = pipeline.restore(topic, key, Some(&newer)).expect_err("a newer format");
-            let expected = "state has format 2, this version reads up to 1: run the newer \
+            let expected = "state has format 3, this version reads up to 2: run the newer \
                             flopwatch that wrote it";
             assert_eq!(error, StageError::State(expected.into()));
             refused += 1;

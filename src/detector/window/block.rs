@@ -1,6 +1,6 @@
 //! Eight consecutive slices of one tier: open as cells, or closed as packed bytes.
 //!
-//! Packed bytes stay in memory. Beside the changelog's form of the same cells they hold
+//! Packed bytes are what the changelog holds, so that a restore takes them as they are. They hold
 //! differences from cell to cell: steady usage takes a few bytes a slice.
 
 use super::super::StageError;
@@ -9,6 +9,9 @@ use super::super::measure::Measure;
 
 /// Slices per block: a commit writes the blocks that it touched.
 pub(super) const SLICES: u64 = 8;
+
+/// Changelogs of this format hold whole sums.
+const FIRST_FORMAT: u8 = 1;
 
 /// A block that is added to.
 #[derive(Debug, Default)]
@@ -71,6 +74,11 @@ impl Open {
     }
 
     pub(super) fn close(&self) -> Closed {
+        Closed { number: self.number, packed: self.encode().into() }
+    }
+
+    /// As the changelog holds it, and memory once it is closed.
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::default();
         let mut before = Measure::ZERO;
         for cell in &self.cells {
@@ -80,25 +88,11 @@ impl Open {
             writer.measure(&change);
             before = cell.measure;
         }
-        Closed { number: self.number, packed: writer.finish().into() }
-    }
-
-    /// As the changelog holds it.
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::default();
-        for slice in self.cells.chunk_by(|a, b| a.within == b.within) {
-            writer.unsigned(slice[0].within);
-            writer.unsigned(slice.len() as u64);
-            for cell in slice {
-                writer.unsigned(cell.place);
-                writer.measure(&cell.measure);
-            }
-        }
         writer.finish()
     }
 
-    /// The changelog's bytes, if they are sound.
-    pub(super) fn decode(number: u64, bytes: &[u8]) -> Result<Self, StageError> {
+    /// The changelog's bytes of format 1, which has whole sums by slice.
+    fn decode_first_format(number: u64, bytes: &[u8]) -> Result<Self, StageError> {
         let mut reader = Reader::new(bytes)?;
         let mut open = Self::new(number);
         let mut next = 0;
@@ -125,17 +119,43 @@ impl Closed {
         open
     }
 
-    #[inline]
-    pub(super) fn each_cell(&self, mut cell: impl FnMut(Cell)) {
-        const OWN: &str = "packed by ourselves";
-        let mut reader = Reader::new(&self.packed).expect(OWN);
-        let mut measure = Measure::ZERO;
-        while !reader.is_empty() {
-            let place_and_slice = reader.number().expect(OWN);
-            measure += reader.any_measure().expect(OWN);
-            let within = u8::try_from(place_and_slice % SLICES).expect("one of eight");
-            let place = u32::try_from(place_and_slice / SLICES).expect(OWN);
-            cell(Cell { within, place, measure });
-        }
+    pub(super) fn each_cell(&self, cell: impl FnMut(Cell)) {
+        read_cells(&self.packed, cell).expect("packed by ourselves or checked when taken in");
     }
+
+    /// Takes the changelog's bytes as they are, if they are sound; `cell` is told of each.
+    pub(super) fn restore(
+        number: u64,
+        bytes: &[u8],
+        cell: impl FnMut(Cell),
+    ) -> Result<Self, StageError> {
+        if bytes.first() == Some(&FIRST_FORMAT) {
+            let open = Open::decode_first_format(number, bytes)?;
+            open.cells.iter().copied().for_each(cell);
+            return Ok(open.close());
+        }
+        read_cells(bytes, cell)?;
+        Ok(Self { number, packed: bytes.into() })
+    }
+}
+
+/// Place and slice in one number, then the difference to the sums of the cell before.
+#[inline]
+fn read_cells(bytes: &[u8], mut cell: impl FnMut(Cell)) -> Result<(), StageError> {
+    let mut reader = Reader::new(bytes)?;
+    let mut measure = Measure::ZERO;
+    let mut before = None;
+    while !reader.is_empty() {
+        let place_and_slice = reader.number()?;
+        // of two plausible sums, so that adding cannot overflow
+        measure += reader.measure()?;
+        let within = u8::try_from(place_and_slice % SLICES).expect("one of eight");
+        let place = u32::try_from(place_and_slice / SLICES).map_err(|_| damaged("a place"))?;
+        if before >= Some((within, place)) || !measure.is_plausible() {
+            return Err(damaged("cells of the block, in order"));
+        }
+        before = Some((within, place));
+        cell(Cell { within, place, measure });
+    }
+    Ok(())
 }
