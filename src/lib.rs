@@ -9,6 +9,7 @@ pub mod geoip;
 pub mod http;
 pub mod kafka;
 pub mod metrics;
+pub mod notify;
 pub mod record_file;
 pub mod replay;
 pub mod simulate;

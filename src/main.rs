@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flopwatch::cli::{check, demo, logging, replay, run, simulate, topics, validate};
+use flopwatch::cli::{check, demo, logging, notify, replay, run, simulate, topics, validate};
 use flopwatch::error::Fatal;
 
 /// Watches a cloud's compute metering for foreign accounts that use compute at the scale of large
@@ -23,6 +23,8 @@ enum Verb {
     Check(check::Args),
     /// The service: usage from Kafka, alerts to Kafka
     Run(run::Args),
+    /// Take alerts from Kafka to Alertmanager, a webhook and OCSF findings
+    Notify(notify::Args),
     /// Make the topics that are missing and verify the others
     Topics(topics::Args),
     /// Watch a simulated cloud: no broker, no configuration
@@ -51,6 +53,7 @@ fn execute(verb: Verb) -> Result<(), Fatal> {
     match verb {
         Verb::Check(args) => check::execute(args),
         Verb::Run(args) => run::execute(&args),
+        Verb::Notify(args) => notify::execute(&args),
         Verb::Topics(args) => topics::execute(&args),
         Verb::Demo(args) => demo::execute(&args),
         Verb::Replay(args) => replay::execute(&args),

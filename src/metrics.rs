@@ -85,6 +85,49 @@ impl Rebalance {
     }
 }
 
+/// Where `notify` takes alerts: the `target` label, and the end of its group's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    Alertmanager,
+    Webhook,
+    Ocsf,
+}
+
+impl Target {
+    pub const ALL: [Self; 3] = [Self::Alertmanager, Self::Webhook, Self::Ocsf];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Alertmanager => "alertmanager",
+            Self::Webhook => "webhook",
+            Self::Ocsf => "ocsf",
+        }
+    }
+}
+
+/// Why a notification was not delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Undelivered {
+    /// It will be tried again.
+    Again,
+    /// The target never takes it.
+    Refused,
+    /// The record is no alert.
+    Unreadable,
+}
+
+impl Undelivered {
+    pub const ALL: [Self; 3] = [Self::Again, Self::Refused, Self::Unreadable];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Again => "again",
+            Self::Refused => "refused",
+            Self::Unreadable => "unreadable",
+        }
+    }
+}
+
 /// Makes the recorder the process's own; once a process, before anything is recorded.
 pub fn install() -> Result<PrometheusHandle, Fatal> {
     let recorder = recorder()?;
@@ -140,6 +183,12 @@ pub fn describe() {
     count(&table::DIRECTORY_INVALID, [], 0);
     for outcome in ["applied", "refused"] {
         count(&table::POLICY_RELOADS, [outcome.into()], 0);
+    }
+    for target in Target::ALL {
+        notified(target, 0);
+        for cause in Undelivered::ALL {
+            count(&table::NOTIFY_FAILURES, [target.name().into(), cause.name().into()], 0);
+        }
     }
     set(&table::BUILD_INFO, [env!("CARGO_PKG_VERSION").into()], 1.0);
     set(&table::START_TIME, [], unix_seconds(SystemTime::now()));
@@ -257,6 +306,26 @@ pub fn policies_in_force(policies: &Policies) {
 pub fn policies_reloaded(applied: bool) {
     let outcome = if applied { "applied" } else { "refused" };
     count(&table::POLICY_RELOADS, [outcome.into()], 1);
+}
+
+/// A target has taken alert revisions.
+pub fn notified(target: Target, revisions: usize) {
+    count(&table::NOTIFY_DELIVERIES, [target.name().into()], revisions as u64);
+}
+
+/// A target has not taken one.
+pub fn not_notified(target: Target, cause: Undelivered) {
+    count(&table::NOTIFY_FAILURES, [target.name().into(), cause.name().into()], 1);
+}
+
+/// A target has this many records before it.
+pub fn notify_lag(target: Target, records: u64) {
+    set(&table::NOTIFY_LAG, [target.name().into()], as_f64(records));
+}
+
+/// This many alerts are kept to be sent to Alertmanager again.
+pub fn notify_kept(alerts: usize) {
+    set(&table::NOTIFY_KEPT, [], as_f64(alerts as u64));
 }
 
 /// A request was answered. `path` is one of the known ones or `other`.

@@ -26,7 +26,7 @@ fn start(health: &Arc<Health>) -> Server {
         metrics::describe();
         metrics::record(&Tally { read: 3, counted: 2, duplicate: 1, ..Tally::default() });
     });
-    serve(ANY_PORT, handle, Arc::clone(health)).expect("port 0 is always free")
+    serve("http.listen", ANY_PORT, handle, Arc::clone(health)).expect("port 0 is always free")
 }
 
 fn request(address: SocketAddr, request: &str) -> Answer {
@@ -120,7 +120,7 @@ fn a_taken_port_is_one_clear_line() {
     let taken = holder.local_addr().expect("a bound socket has an address");
     let recorder = metrics::recorder().expect("a recorder can be built");
     let error =
-        serve(taken, recorder.handle(), Arc::new(Health::new(0))).expect_err("the port is taken");
+        serve("http.listen", taken, recorder.handle(), Arc::new(Health::new(0))).expect_err("the port is taken");
     let text = error.to_string();
     assert_eq!(error.exit_code(), 2);
     assert!(text.starts_with(&format!("configuration: http.listen = \"{taken}\"")), "{text}");

@@ -4,6 +4,7 @@ pub mod check;
 pub mod demo;
 mod duration;
 pub mod logging;
+pub mod notify;
 pub mod replay;
 pub mod run;
 pub mod show;

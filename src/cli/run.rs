@@ -38,7 +38,7 @@ pub fn execute(args: &Args) -> Result<(), Fatal> {
     // before Kafka, so that a wrong port shows at once and probes see the start
     let handle = metrics::install()?;
     let health = Arc::new(Health::new(config.kafka.workers));
-    let server = http::serve(config.http_listen, handle, Arc::clone(&health))?;
+    let server = http::serve("http.listen", config.http_listen, handle, Arc::clone(&health))?;
     let result = serve(&config, args, &health, &signals);
     server.stop();
     result

@@ -148,7 +148,9 @@ const fn is_table(node: &Node) -> bool {
 /// Paths are relative to the file that is read; what is printed may be saved anywhere.
 fn printable(key: &Key, node: &Node, directory: &Path) -> Node {
     match (key.path, &node.value) {
-        ("origin.geoip", Value::Text(text)) if !text.is_empty() => absolute(node, directory),
+        ("origin.geoip" | "notify.webhook.secret_file", Value::Text(text)) if !text.is_empty() => {
+            absolute(node, directory)
+        }
         ("catalogue.files", Value::List(items)) => Node {
             place: node.place.clone(),
             value: Value::List(items.iter().map(|item| absolute(item, directory)).collect()),

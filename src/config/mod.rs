@@ -13,6 +13,7 @@ mod field;
 mod globs;
 mod input;
 mod keys;
+mod notify;
 mod policies;
 mod policy;
 mod sections;
@@ -34,6 +35,7 @@ pub use client::REFUSED;
 pub(crate) use client::is_secret;
 pub(crate) use duration::parse as parse_duration;
 pub use keys::{KEYS, Key, Kind};
+pub use notify::{Alertmanager, Notify, Webhook};
 pub use policies::{ConfigSource, load_policies};
 
 use self::field::Field;
@@ -61,6 +63,7 @@ pub struct Config {
     pub max_skew: Span,
     pub geoip: Option<PathBuf>,
     pub http_listen: SocketAddr,
+    pub notify: Notify,
     /// For `load_policies` in a running process.
     pub source: ConfigSource,
     effective: String,
@@ -149,14 +152,16 @@ impl Config {
         source.tiers.clone_from(&rules.tiers);
         let around = Surroundings { tiers: &rules.tiers, lists: &rules.origin.lists };
         let policies = policies::read(tree, &directory, around)?;
+        let topics = sections::topics(tree)?;
         Ok(Self {
             kafka: sections::kafka(tree, &directory)?,
-            topics: sections::topics(tree)?,
+            notify: notify::read(tree, &topics, &directory)?,
+            topics,
             alerts_format: sections::alerts_format(tree)?,
             idle_timeout,
             max_skew,
             geoip: sections::geoip(tree, &directory)?,
-            http_listen: sections::http_listen(tree)?,
+            http_listen: sections::address(tree, "http.listen")?,
             effective: effective::print(tree, &directory, &policies),
             rules: Arc::new(rules),
             policies: Arc::new(policies.in_force()),

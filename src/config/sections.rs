@@ -72,7 +72,7 @@ pub(super) fn pace(tree: &Node, epoch: Span) -> Result<(Duration, Span)> {
     Ok((wall_clock(idle_timeout), max_skew))
 }
 
-fn wall_clock(span: Span) -> Duration {
+pub(super) fn wall_clock(span: Span) -> Duration {
     Duration::from_nanos(span.0)
 }
 
@@ -309,7 +309,7 @@ fn random_name() -> String {
 }
 
 /// What Kafka takes for a topic; the group's id is part of the changelogs' names.
-fn topic_name<'a>(field: &Field<'a>) -> Result<&'a str> {
+pub(super) fn topic_name<'a>(field: &Field<'a>) -> Result<&'a str> {
     let name = field.nonempty_text()?;
     let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
     if is_plain && name.len() <= TOPIC_LIMIT && name != "." && name != ".." {
@@ -378,8 +378,8 @@ pub(super) fn alerts_format(tree: &Node) -> Result<AlertFormat> {
     })
 }
 
-pub(super) fn http_listen(tree: &Node) -> Result<SocketAddr> {
-    let field = field_of(tree, "http.listen");
+pub(super) fn address(tree: &Node, key: &str) -> Result<SocketAddr> {
+    let field = field_of(tree, key);
     let right = "right would be an address and a port: \"127.0.0.1:9464\" or \"[::]:9464\"";
     field.text()?.parse().map_err(|_| field.refuse(right))
 }

@@ -74,15 +74,16 @@ struct Shared {
     health: Arc<Health>,
 }
 
-/// Listens on `listen` and answers in a thread of its own.
+/// Listens on `listen`, which is the setting `key`, and answers in a thread of its own.
 pub fn serve(
+    key: &str,
     listen: SocketAddr,
     handle: PrometheusHandle,
     health: Arc<Health>,
 ) -> Result<Server, Fatal> {
     let refused = |error: std::io::Error| {
         Fatal::Config(format!(
-            "http.listen = \"{listen}\": cannot listen there ({error}); set another address or \
+            "{key} = \"{listen}\": cannot listen there ({error}); set another address or \
              port, or end the process that holds it"
         ))
     };

@@ -183,6 +183,30 @@ pub(crate) fn prober(kafka: &config::Kafka) -> Result<Consumer, Fatal> {
     options.create_with_context(ConsumerEvents::new().0).map_err(refused)
 }
 
+/// A consumer that shares the alert topics with its group and commits its positions itself, once
+/// what it has read is delivered.
+pub(crate) fn subscriber(
+    kafka: &config::Kafka,
+    group: &str,
+    events: ConsumerEvents,
+) -> Result<Consumer, Fatal> {
+    let exact = [CONSUMER_EXACT, GROUP_EXACT];
+    let mut options = layered(kafka, &[CONSUMER, GROUP], &exact);
+    options
+        .set("client.id", format!("{group}-{}", kafka.instance))
+        // not static: a member that comes back under its name keeps its old assignment, and would
+        // not be given a topic that its configuration has added
+        .set("group.id", group);
+    options.create_with_context(events).map_err(refused)
+}
+
+/// A producer without transactions, whose records are known by their own ids when they come twice.
+pub(crate) fn plain_producer(kafka: &config::Kafka, purpose: &str) -> Result<Producer, Fatal> {
+    let mut options = layered(kafka, &[PRODUCER], &[PRODUCER_EXACT]);
+    options.set("client.id", format!("{}-{}-{purpose}", kafka.group_id, kafka.instance));
+    options.create_with_context(ProducerEvents::default()).map_err(refused)
+}
+
 /// The options of an administrative client.
 pub(crate) fn admin(kafka: &config::Kafka) -> ClientConfig {
     layered(kafka, &[], &[])

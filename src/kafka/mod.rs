@@ -34,7 +34,8 @@ pub mod client;
 pub mod context;
 mod directory;
 mod restore;
-mod task;
+pub(crate) mod task;
+pub(crate) mod subscriber;
 pub mod topology;
 mod transaction;
 mod undecided;
@@ -84,7 +85,7 @@ pub struct Service {
 
 /// What a thread reports through.
 #[derive(Clone)]
-struct Reports {
+pub(crate) struct Reports {
     ended: Sender<Result<(), Fatal>>,
     /// Never sent on; dropped with the thread.
     gone: Sender<Infallible>,
@@ -133,7 +134,7 @@ impl Service {
     }
 
     /// Without threads yet.
-    fn new(stop: &Arc<AtomicBool>, health: &Arc<Health>) -> (Self, Reports) {
+    pub(crate) fn new(stop: &Arc<AtomicBool>, health: &Arc<Health>) -> (Self, Reports) {
         let (ended, ends) = channel();
         let (gone, is_gone) = channel();
         let service = Self {
@@ -195,7 +196,7 @@ impl Service {
     }
 
     /// Makes a thread's owner in the thread and runs it.
-    fn spawn<T>(
+    pub(crate) fn spawn<T>(
         &mut self,
         name: String,
         reports: &Reports,

@@ -11,6 +11,7 @@
 //! | accounts | account id | compact |
 //! | account-usage, group-usage | hash of account, of owner or country | delete, 7 d |
 //! | alerts, shadow-alerts | scope/key/policy | none: kept for ever |
+//! | findings of `notify`, if it writes any | scope/key/policy | none: kept for ever |
 //! | dead-letters | original key | none: kept for ever |
 //! | meter-state, account-state, group-state | p % n | compact |
 
@@ -163,12 +164,12 @@ enum Making {
 
 /// Before `run`: usage and accounts must be there, the rest is made on a first start.
 pub fn prepare(config: &Config) -> Result<Report, Fatal> {
-    Topology::read(config)?.ensure(Making::FirstStart)
+    Topology::read(config, false)?.ensure(Making::FirstStart)
 }
 
 /// Reads and compares; changes nothing.
 pub fn verify(config: &Config) -> Result<Report, Fatal> {
-    Topology::read(config)?.ensure(Making::Nothing)
+    Topology::read(config, true)?.ensure(Making::Nothing)
 }
 
 /// Whether a broker answers soon, for a verb that goes on without one.
@@ -179,7 +180,7 @@ pub fn reachable(config: &Config) -> Result<(), Fatal> {
 
 /// Makes what is missing. `partitions` is for a usage topic that is not there.
 pub fn create(config: &Config, partitions: Option<u32>) -> Result<Report, Fatal> {
-    Topology::read(config)?.ensure(Making::All(partitions))
+    Topology::read(config, true)?.ensure(Making::All(partitions))
 }
 
 struct Topology {
@@ -199,7 +200,8 @@ struct New {
 }
 
 impl Topology {
-    fn read(config: &Config) -> Result<Self, Fatal> {
+    /// With what `notify` writes, which is nothing that `run` must wait for.
+    fn read(config: &Config, with_notify: bool) -> Result<Self, Fatal> {
         let names = &config.topics;
         let mut wanted = vec![
             (Role::Usage, names.usage.clone()),
@@ -210,6 +212,8 @@ impl Topology {
             (Role::Output, names.shadow_alerts.clone()),
             (Role::DeadLetters, names.dead_letters.clone()),
         ];
+        let findings = config.notify.ocsf.iter().filter(|_| with_notify);
+        wanted.extend(findings.map(|topic| (Role::Output, topic.clone())));
         wanted.extend(Stage::ALL.map(|stage| (Role::Changelog, changelog(config, stage))));
         let prober = client::prober(&config.kafka)?;
         reach(&prober, &config.kafka.bootstrap_servers, REACH)?;

@@ -288,6 +288,34 @@ pub static POLICY_RELOADS: Series = counter(
      when refused grows.",
 );
 
+// Notifications: `flopwatch notify` alone writes them.
+
+pub static NOTIFY_DELIVERIES: Series = counter(
+    "flopwatch_notify_deliveries_total",
+    &["target"],
+    "Alert revisions that a target has taken, for the first time or again after a restart.",
+);
+pub static NOTIFY_FAILURES: Series = counter(
+    "flopwatch_notify_failures_total",
+    &["target", "cause"],
+    "Deliveries that failed: again (will be tried again), refused (the target takes this revision \
+     never; it stays in the topic), unreadable (no alert). Alert when it grows for 10 minutes.",
+);
+pub static NOTIFY_LAG: Series = gauge(
+    "flopwatch_notify_lag_records",
+    Unit::Count,
+    &["target"],
+    "Records of the alert topics that a target has not taken yet, over the partitions of this \
+     process. Alert when above 0 for 10 minutes: somebody is not told.",
+);
+pub static NOTIFY_KEPT: Series = gauge(
+    "flopwatch_notify_kept_alerts",
+    Unit::Count,
+    &[],
+    "Alerts kept to be sent to Alertmanager again: live ones, and resolved ones for 15 minutes. \
+     Alert when it nears 100000: what is beyond is sent once only.",
+);
+
 // The process.
 
 pub static BUILD_INFO: Series =
@@ -318,7 +346,7 @@ pub static HTTP_REQUESTS: Series = counter(
 );
 
 /// The table, in the order of the page for operators.
-pub static SERIES: [&Series; 36] = [
+pub static SERIES: [&Series; 40] = [
     &EVENTS_READ,
     &EVENTS_COUNTED,
     &EVENTS_DUPLICATE,
@@ -350,6 +378,10 @@ pub static SERIES: [&Series; 36] = [
     &DIRECTORY_INVALID,
     &POLICIES,
     &POLICY_RELOADS,
+    &NOTIFY_DELIVERIES,
+    &NOTIFY_FAILURES,
+    &NOTIFY_LAG,
+    &NOTIFY_KEPT,
     &BUILD_INFO,
     &START_TIME,
     &READY,

@@ -78,6 +78,10 @@ fn record_everything() {
     committed(0, Duration::from_millis(3));
     aborted(Abort::Failed);
     rebalanced(Rebalance::Assigned);
+    notified(Target::Webhook, 1);
+    not_notified(Target::Webhook, Undelivered::Again);
+    notify_lag(Target::Webhook, 1);
+    notify_kept(1);
     gap_accepted(Stage::Meter, 1);
     restore_read(Stage::Meter, 1);
     directory_read(1);
