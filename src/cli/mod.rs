@@ -3,6 +3,7 @@
 pub mod check;
 pub mod demo;
 mod duration;
+pub mod explain;
 pub mod logging;
 pub mod replay;
 pub mod run;
