@@ -1,5 +1,6 @@
 //! The verbs: one file each, with its arguments and what it does.
 
+pub mod backtest;
 pub mod check;
 pub mod demo;
 mod duration;

@@ -34,7 +34,7 @@ pub use client::REFUSED;
 pub(crate) use client::is_secret;
 pub(crate) use duration::parse as parse_duration;
 pub use keys::{KEYS, Key, Kind};
-pub use policies::{ConfigSource, load_policies};
+pub use policies::{ConfigSource, load_candidate, load_policies};
 
 use self::field::Field;
 use self::policies::Base;
