@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use flopwatch::cli::{
-    backtest, check, demo, explain, logging, replay, run, simulate, topics, validate,
+    backtest, check, demo, explain, logging, policies, replay, run, simulate, topics, validate,
 };
 use flopwatch::error::Fatal;
 
@@ -35,6 +35,8 @@ enum Verb {
     Explain(explain::Args),
     /// Judge a history by candidate policies and by the current ones
     Backtest(backtest::Args),
+    /// Compare what live and shadow policies have said
+    Policies(policies::Args),
     /// Make up the usage of a cloud, with ground truth, or turn a job trace into usage
     Simulate(simulate::Args),
     /// Hold the pipeline against plain sums over public traces
@@ -62,6 +64,7 @@ fn execute(verb: Verb) -> Result<(), Fatal> {
         Verb::Replay(args) => replay::execute(&args),
         Verb::Explain(args) => explain::execute(&args),
         Verb::Backtest(args) => backtest::execute(&args),
+        Verb::Policies(args) => policies::execute(&args),
         Verb::Simulate(args) => simulate::execute(args),
         Verb::Validate(args) => validate::execute(args),
     }

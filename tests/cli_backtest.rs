@@ -1,10 +1,13 @@
-//! `flopwatch backtest`: what is new, lost and changed on a history
+//! `flopwatch backtest` and `flopwatch policies diff`: what is new, lost and changed on a history
 //! whose answers are known, and what labels make of it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use flopwatch::simulate::publish::Publisher;
+use rdkafka::mocking::MockCluster;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -238,4 +241,84 @@ fn bad_sweeps_and_candidates_are_exit_code_2() {
     assert!(
         json(folder.path(), &[&FILES[..], &["preset:default"]].concat())["policies"].is_array()
     );
+}
+
+/// Live alerts of one policy and shadow alerts of another on the same history.
+fn live_and_shadow(folder: &Path) {
+    let shadow = policy("wider", 1, "account", 150.0)
+        .replace("version = 1", "version = 1\nmode = \"shadow\"");
+    fs::write(folder.join("both.toml"), policy("size", 1, "account", 250.0) + &shadow)
+        .expect("written");
+    let arguments = "replay --config both.toml --accounts accounts.ndjson --usage usage.ndjson \
+                     --alerts live.ndjson --shadow-alerts shadow.ndjson";
+    printed(folder, &arguments.split_whitespace().collect::<Vec<_>>());
+}
+
+#[test]
+fn live_and_shadow_alerts_are_compared_by_key_and_time() {
+    let folder = history();
+    live_and_shadow(folder.path());
+    let files = ["policies", "diff", "--live", "live.ndjson", "--shadow", "shadow.ndjson"];
+    let found = json(folder.path(), &files);
+    assert_eq!(keys(&found["both"]), ["account c", "account d"]);
+    assert_eq!(keys(&found["only_shadow"]), ["account b"]);
+    assert_eq!(keys(&found["only_live"]), [""; 0]);
+    assert_eq!(found["both"][0]["live"]["first_at"], "2026-03-01T02:00:00Z");
+    assert_eq!(found["both"][0]["shadow"]["first_at"], "2026-03-01T01:00:00Z");
+    assert_eq!(found["both"][0]["shadow"]["policies"][0], "wider");
+    let said = printed(folder.path(), &files);
+    assert!(
+        said.contains("account c: live 2026-03-01 02:00, shadow 2026-03-01 01:00 (1 h earlier)"),
+        "{said}"
+    );
+
+    // b's first episode is over before 07:00 and its second begins at 09:00
+    let within = |since, until| {
+        let found =
+            json(folder.path(), &[&files[..], &["--since", since, "--until", until]].concat());
+        (keys(&found["both"]), keys(&found["only_shadow"]))
+    };
+    let quiet = within("2026-03-01T06:30:00Z", "2026-03-01T08:30:00Z");
+    assert_eq!(quiet.0, ["account c", "account d"], "they go on through it");
+    assert_eq!(quiet.1, [""; 0]);
+    assert_eq!(within("2026-03-01T08:30:00Z", "2026-03-02T00:00:00Z").1, ["account b"]);
+    let early = within("2026-03-01T00:00:00Z", "2026-03-01T01:30:00Z");
+    assert_eq!((early.0.len(), early.1.as_slice()), (0, &["account c".to_owned()][..]));
+}
+
+#[test]
+fn the_alert_topics_say_what_the_files_say() {
+    let folder = history();
+    live_and_shadow(folder.path());
+    let broker = MockCluster::new(1).expect("a mock broker");
+    let topics = ["flopwatch.alerts", "flopwatch.shadow-alerts"];
+    let publisher =
+        Publisher::new(&broker.bootstrap_servers(), &BTreeMap::new()).expect("a producer");
+    for (topic, file) in topics.into_iter().zip(["live.ndjson", "shadow.ndjson"]) {
+        broker.create_topic(topic, 3, 1).expect("a topic");
+        let lines = fs::read_to_string(folder.path().join(file)).expect("alerts");
+        for line in lines.lines() {
+            let alert: Value = serde_json::from_str(line).expect("JSON");
+            let key = alert["subject"].as_str().expect("text").as_bytes();
+            publisher.send(topic, None, Some(key), line.as_bytes()).expect("sent");
+        }
+        publisher.finish(topic).expect("written");
+    }
+    let config = format!("[kafka]\nbootstrap_servers = \"{}\"\n", broker.bootstrap_servers());
+    fs::write(folder.path().join("kafka.toml"), config).expect("written");
+    let files = ["policies", "diff", "--live", "live.ndjson", "--shadow", "shadow.ndjson"];
+    let found = json(folder.path(), &["policies", "diff", "--config", "kafka.toml"]);
+    assert_eq!(found, json(folder.path(), &files));
+}
+
+#[test]
+fn files_that_hold_no_alerts_are_named() {
+    let folder = history();
+    live_and_shadow(folder.path());
+    fs::write(folder.path().join("other"), "{\"data\": 1}\n").expect("written");
+    let arguments = ["policies", "diff", "--live", "live.ndjson", "--shadow", "other"];
+    let output = flopwatch(folder.path(), &arguments);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let error = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(error.starts_with("error: input: other:1: this is no alert"), "{error}");
 }

@@ -6,6 +6,7 @@ pub mod demo;
 mod duration;
 pub mod explain;
 pub mod logging;
+pub mod policies;
 pub mod replay;
 pub mod run;
 pub mod show;

@@ -29,6 +29,7 @@
 //! Nothing here waits for a lock that another thread holds while it waits: channels to workers are
 //! bounded, and a worker never waits for the directory once it has been read.
 
+pub mod alerts;
 pub mod batch;
 pub mod client;
 pub mod context;
