@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flopwatch::cli::{check, demo, logging, notify, replay, run, simulate, topics, validate};
+use flopwatch::cli::{
+    backtest, check, demo, explain, logging, notify, policies, replay, run, simulate, topics,
+    validate,
+};
 use flopwatch::error::Fatal;
 
 /// Watches a cloud's compute metering for foreign accounts that use compute at the scale of large
@@ -31,6 +34,12 @@ enum Verb {
     Demo(demo::Args),
     /// Run the production pipeline over files
     Replay(replay::Args),
+    /// Run the numbers of one alert again, and say line by line whether they are equal
+    Explain(explain::Args),
+    /// Judge a history by candidate policies and by the current ones
+    Backtest(backtest::Args),
+    /// Compare what live and shadow policies have said
+    Policies(policies::Args),
     /// Make up the usage of a cloud, with ground truth, or turn a job trace into usage
     Simulate(simulate::Args),
     /// Hold the pipeline against plain sums over public traces
@@ -57,6 +66,9 @@ fn execute(verb: Verb) -> Result<(), Fatal> {
         Verb::Topics(args) => topics::execute(&args),
         Verb::Demo(args) => demo::execute(&args),
         Verb::Replay(args) => replay::execute(&args),
+        Verb::Explain(args) => explain::execute(&args),
+        Verb::Backtest(args) => backtest::execute(&args),
+        Verb::Policies(args) => policies::execute(&args),
         Verb::Simulate(args) => simulate::execute(args),
         Verb::Validate(args) => validate::execute(args),
     }

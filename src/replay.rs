@@ -16,8 +16,10 @@ use crate::detector::alert::{Alert, Sum};
 use crate::detector::directory::AccountRecord;
 use crate::detector::event::Record;
 use crate::detector::group::Group;
+use crate::detector::internal::{AccountSum, UsagePacker, unpack_usage};
 use crate::detector::measure::Measure;
 use crate::detector::meter::Meter;
+use crate::detector::names::Names;
 use crate::detector::outbox::{DeadLetter, Outbox, Output, Tally};
 use crate::detector::policy::{Policies, Scope};
 use crate::detector::rules::Rules;
@@ -57,6 +59,17 @@ pub trait Sink {
 
     /// A batch has been read.
     fn progress(&mut self, _tally: &Tally) {}
+
+    /// Whether `sum` is to be asked.
+    fn watches(&self) -> bool {
+        false
+    }
+
+    /// Sees one of METER's sums; false keeps it from the later stages, for whom time passes all the
+    /// same. What concerns one account depends on no other's sums.
+    fn sum(&mut self, _account: &str, _sum: &AccountSum) -> bool {
+        true
+    }
 }
 
 /// What a replay came to.
@@ -238,18 +251,24 @@ impl Replay {
         for output in outbox.outputs {
             match output {
                 Output::Forward { value, .. } => {
-                    let mut outbox = Outbox::without_changes();
-                    let record = internal_record(&mut self.account_offset, &value);
-                    self.account.process(&record, &mut outbox).map_err(stopped)?;
-                    self.account.seal(&mut outbox);
-                    self.take_account_outputs(outbox)?;
-                    self.hand_on_alerts(sink)?;
+                    for value in watched(value, sink)? {
+                        self.take_sums(&value, sink)?;
+                    }
                 }
                 Output::DeadLetter(letter) => sink.dead_letter(index, &letter)?,
                 Output::Change { .. } | Output::Alert(_) => {}
             }
         }
         Ok(())
+    }
+
+    fn take_sums(&mut self, value: &[u8], sink: &mut dyn Sink) -> Result<(), Fatal> {
+        let mut outbox = Outbox::without_changes();
+        let record = internal_record(&mut self.account_offset, value);
+        self.account.process(&record, &mut outbox).map_err(stopped)?;
+        self.account.seal(&mut outbox);
+        self.take_account_outputs(outbox)?;
+        self.hand_on_alerts(sink)
     }
 
     fn take_account_outputs(&mut self, outbox: Outbox) -> Result<(), Fatal> {
@@ -306,6 +325,25 @@ impl Replay {
         let ledger = ledger(&self.account, &self.group);
         Ok(Outcome { tally: self.tally, ledger })
     }
+}
+
+/// METER's record as it goes on, once the sink has seen its sums.
+fn watched(value: Vec<u8>, sink: &mut dyn Sink) -> Result<Vec<Vec<u8>>, Fatal> {
+    if !sink.watches() {
+        return Ok(vec![value]);
+    }
+    let mut names = Names::default();
+    let (head, sums) = unpack_usage(&value, &mut names).map_err(stopped)?;
+    let mut kept = UsagePacker::new(head.input, head.inputs, head.gap);
+    let mut all = true;
+    for sum in &sums {
+        if sink.sum(names.text(sum.account), sum) {
+            kept.add(&names, sum);
+        } else {
+            all = false;
+        }
+    }
+    Ok(if all { vec![value] } else { kept.finish(head.watermark, head.idle) })
 }
 
 /// Every retained slice of the finest tier that is not all zero, sorted by scope, key and end.

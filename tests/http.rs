@@ -119,8 +119,8 @@ fn a_taken_port_is_one_clear_line() {
     let holder = TcpListener::bind(ANY_PORT).expect("port 0 is always free");
     let taken = holder.local_addr().expect("a bound socket has an address");
     let recorder = metrics::recorder().expect("a recorder can be built");
-    let error =
-        serve("http.listen", taken, recorder.handle(), Arc::new(Health::new(0))).expect_err("the port is taken");
+    let error = serve("http.listen", taken, recorder.handle(), Arc::new(Health::new(0)))
+        .expect_err("the port is taken");
     let text = error.to_string();
     assert_eq!(error.exit_code(), 2);
     assert!(text.starts_with(&format!("configuration: http.listen = \"{taken}\"")), "{text}");

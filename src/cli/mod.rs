@@ -1,10 +1,13 @@
 //! The verbs: one file each, with its arguments and what it does.
 
+pub mod backtest;
 pub mod check;
 pub mod demo;
 mod duration;
+pub mod explain;
 pub mod logging;
 pub mod notify;
+pub mod policies;
 pub mod replay;
 pub mod run;
 pub mod show;

@@ -106,7 +106,7 @@ pub fn read(value: &[u8]) -> Result<Alert, serde_json::Error> {
     serde_json::from_slice::<Event>(value).map(|event| event.data)
 }
 
-fn instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+pub(super) fn instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
     let text = String::deserialize(deserializer)?;
     let instant: jiff::Timestamp = text.parse().map_err(D::Error::custom)?;
     u64::try_from(instant.as_nanosecond()).map(Timestamp).map_err(D::Error::custom)
@@ -228,7 +228,7 @@ fn severity_colour(alert: &Alert) -> &'static str {
 }
 
 /// `Falcon Ridge Models FZ (account acct-000001)`.
-fn who(alert: &Alert, names: &Names) -> String {
+pub(super) fn who(alert: &Alert, names: &Names) -> String {
     let account = alert.accounts.first().unwrap_or(&alert.key);
     let name = names.get(&alert.key).or_else(|| names.get(account));
     let key = format!("{} {}", alert.scope, alert.key);
@@ -246,7 +246,7 @@ fn who(alert: &Alert, names: &Names) -> String {
 }
 
 /// `CN by ultimate parent, foreign; country, incorporation and payment say US`.
-fn origin(origin: &Origin) -> String {
+pub(super) fn origin(origin: &Origin) -> String {
     let place = if origin.foreign { "foreign" } else { "at home" };
     if origin.decided_by == "unknown" {
         return format!("unknown, taken for {place}: the directory does not say");
@@ -268,12 +268,12 @@ fn origin(origin: &Origin) -> String {
 }
 
 /// `ultimate parent` of `ultimate_parent_country`.
-fn field(name: &str) -> String {
+pub(super) fn field(name: &str) -> String {
     name.strip_suffix("_country").unwrap_or(name).replace('_', " ")
 }
 
 /// `a, b and c`.
-fn listed(words: &[String]) -> String {
+pub(super) fn listed(words: &[String]) -> String {
     match words {
         [head @ .., last] if !head.is_empty() => format!("{} and {last}", head.join(", ")),
         [] | [..] => words.concat(),
@@ -304,18 +304,18 @@ fn extent(estimate: Estimate) -> String {
 }
 
 /// The estimate, and the band that the rented hardware allows at usual utilisation.
-fn band(low: f64, central: f64, high: f64) -> String {
+pub(super) fn band(low: f64, central: f64, high: f64) -> String {
     format!("{central:.1e} FLOP (band {low:.1e} to {high:.1e})")
 }
 
-fn why(condition: &Condition) -> String {
+pub(super) fn why(condition: &Condition) -> String {
     let Condition { metric, window, observed, at_least, unit } = condition;
     let window = window.as_ref().map(|window| format!(" over {window}")).unwrap_or_default();
     let (observed, at_least) = (amount(*observed, unit), amount(*at_least, unit));
     format!("{metric}{window} is {observed}, the policy asks for at least {at_least}")
 }
 
-fn amount(value: f64, unit: &str) -> String {
+pub(super) fn amount(value: f64, unit: &str) -> String {
     if unit == "ratio" {
         return format!("{:.1} %", value * 100.0);
     }
@@ -346,7 +346,7 @@ fn since(alert: &Alert) -> Timestamp {
 }
 
 /// `12,345`.
-fn grouped(value: f64) -> String {
+pub(super) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let (sign, digits) = digits.strip_prefix('-').map_or(("", &*digits), |rest| ("-", rest));
     let mut text = String::from(sign);
@@ -359,12 +359,12 @@ fn grouped(value: f64) -> String {
     text
 }
 
-fn hours(hours: f64) -> String {
+pub(super) fn hours(hours: f64) -> String {
     if hours >= 96.0 { format!("{:.0} d", hours / 24.0) } else { format!("{hours:.0} h") }
 }
 
 /// `2026-01-08 01:00`, UTC.
-fn minute(instant: Timestamp) -> String {
+pub(super) fn minute(instant: Timestamp) -> String {
     let text = instant.to_string();
     match (text.get(..10), text.get(11..16)) {
         (Some(day), Some(time)) => format!("{day} {time}"),

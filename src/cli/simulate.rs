@@ -342,7 +342,7 @@ fn report(line: &str) {
     eprintln!("{line}");
 }
 
-fn parse_time(text: &str) -> Result<Timestamp, String> {
+pub(super) fn parse_time(text: &str) -> Result<Timestamp, String> {
     let instant: jiff::Timestamp =
         text.parse().map_err(|_| "wanted RFC 3339, such as 2026-01-05T00:00:00Z".to_owned())?;
     u64::try_from(instant.as_nanosecond())

@@ -224,12 +224,7 @@ pub const KEYS: &[Key] = &[
         "file with the secret that signs what is posted",
     ),
     key("notify.webhook.timeout", Kind::Duration, "\"10s\"", "longest wait for an answer"),
-    key(
-        "notify.ocsf.topic",
-        Kind::Text,
-        "\"\"",
-        "topic for OCSF Detection Findings; \"\" = off",
-    ),
+    key("notify.ocsf.topic", Kind::Text, "\"\"", "topic for OCSF Detection Findings; \"\" = off"),
     key("lists", Kind::Table, "{}", "country lists for policies: NAME = [\"CN\"] is @NAME"),
     key("policy", Kind::Tables, "[]", "policies that stand in this file"),
 ];

@@ -36,7 +36,7 @@ pub(crate) use client::is_secret;
 pub(crate) use duration::parse as parse_duration;
 pub use keys::{KEYS, Key, Kind};
 pub use notify::{Alertmanager, Notify, Webhook};
-pub use policies::{ConfigSource, load_policies};
+pub use policies::{ConfigSource, load_candidate, load_policies};
 
 use self::field::Field;
 use self::policies::Base;

@@ -114,6 +114,25 @@ pub fn load_policies(source: &ConfigSource) -> Result<Policies> {
     Ok(read(&tree, source.directory(), around)?.in_force())
 }
 
+/// Policies of other files and sets (`preset:NAME`), under the tiers and lists of this
+/// configuration: a candidate for its own.
+pub fn load_candidate(source: &ConfigSource, files: &[String]) -> Result<Policies> {
+    let tree = source.tree()?;
+    let lists = read_lists(&tree)?;
+    let around = Surroundings { tiers: &source.tiers, lists: &lists };
+    let mut reader = Reader { around, list: Vec::new(), seen: BTreeMap::new() };
+    for file in files {
+        match file.strip_prefix(PRESET) {
+            Some(name) => {
+                let entries = super::field_of(&tree, "policies");
+                reader.add_document(&shipped::preset(&entries, name)?, file)?;
+            }
+            None => reader.add_file(Path::new(file))?,
+        }
+    }
+    Ok(Set { list: reader.list, left_out: Vec::new() }.in_force())
+}
+
 /// A policy and where it stands: a file, `preset:NAME`, or the configuration file itself.
 #[derive(Debug)]
 pub(super) struct Sourced {

@@ -29,13 +29,14 @@
 //! Nothing here waits for a lock that another thread holds while it waits: channels to workers are
 //! bounded, and a worker never waits for the directory once it has been read.
 
+pub mod alerts;
 pub mod batch;
 pub mod client;
 pub mod context;
 mod directory;
 mod restore;
-pub(crate) mod task;
 pub(crate) mod subscriber;
+pub(crate) mod task;
 pub mod topology;
 mod transaction;
 mod undecided;
