@@ -7,6 +7,7 @@
 //! What `record` adds is not one atomic step: a scrape in between may see the sums of conservation
 //! (read = counted + duplicate + dead-lettered) apart by one batch, never for long.
 
+pub mod librdkafka;
 pub mod table;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use metrics::{Label, SharedString};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use crate::detector::alert::{Alert, State};
+use crate::detector::alert::{Alert, Firing, FiringKey, State};
 use crate::detector::invalid::Reason;
 use crate::detector::outbox::{AlertTally, Tally};
 use crate::detector::policy::{Mode, Policies};
@@ -210,6 +211,11 @@ pub fn record(tally: &Tally) {
     count(&table::KEYS_JUDGED, [], tally.judged);
     record_alerts(Mode::Live, tally.live);
     record_alerts(Mode::Shadow, tally.shadow);
+    for ((country, origin), compute) in &tally.compute {
+        let labels = [country.to_string().into(), (*origin).into()];
+        count(&table::COUNTRY_ACCELERATOR_MS, labels.clone(), compute.accelerator_ms);
+        count(&table::COUNTRY_FLOP_ALLOCATED, labels, compute.flop_allocated);
+    }
 }
 
 fn record_alerts(mode: Mode, tally: AlertTally) {
@@ -224,37 +230,45 @@ fn record_alerts(mode: Mode, tally: AlertTally) {
 
 /// An alert revision has been committed.
 pub fn alert_published(alert: &Alert) {
-    match alert.state {
-        State::Firing => alerts_firing(alert, 1.0),
-        State::Updated => {}
-        State::Resolved => alerts_firing(alert, -1.0),
-    }
     let at = Duration::from_nanos(alert.at.0).as_secs_f64();
     let delay = (unix_seconds(SystemTime::now()) - at).max(0.0);
     observe(&table::ALERT_DELAY, [alert.scope.into()], delay);
 }
 
-fn alerts_firing(alert: &Alert, change: f64) {
-    let policy = &alert.policy;
-    let labels = labels(
-        &table::ALERTS_FIRING,
-        [
-            policy.mode.name().into(),
-            policy.id.clone().into(),
-            alert.scope.into(),
-            policy.severity.into(),
-        ],
-    );
-    metrics::gauge!(table::ALERTS_FIRING.name, labels).increment(change);
+/// The alerts that fire in one task, within the process's sums; a task that is dropped takes its
+/// own out of them, so that a sum over processes counts each alert once, wherever its task runs.
+#[derive(Debug, Default)]
+pub struct FiringSeries {
+    shown: Firing,
 }
 
-/// A task with `n` alerts firing was restored here, or has left when `n` is negative.
-pub fn alerts_moved(mode: Mode, policy: &str, scope: &'static str, severity: &'static str, n: i32) {
-    let labels = labels(
-        &table::ALERTS_FIRING,
-        [mode.name().into(), policy.to_owned().into(), scope.into(), severity.into()],
-    );
-    metrics::gauge!(table::ALERTS_FIRING.name, labels).increment(f64::from(n));
+impl FiringSeries {
+    /// After a restore, and when an alert has begun or ceased to fire.
+    pub fn show(&mut self, now: Firing) {
+        for (key, count) in &now.0 {
+            let before = self.shown.0.get(key).copied().unwrap_or_default();
+            Self::change(key, f64::from(*count) - f64::from(before));
+        }
+        for (key, count) in self.shown.0.iter().filter(|(key, _)| !now.0.contains_key(key)) {
+            Self::change(key, -f64::from(*count));
+        }
+        self.shown = now;
+    }
+
+    fn change(key: &FiringKey, change: f64) {
+        let FiringKey { mode, policy, scope, severity } = key;
+        let labels = labels(
+            &table::ALERTS_FIRING,
+            [mode.name().into(), policy.clone().into(), scope.name().into(), (*severity).into()],
+        );
+        metrics::gauge!(table::ALERTS_FIRING.name, labels).increment(change);
+    }
+}
+
+impl Drop for FiringSeries {
+    fn drop(&mut self) {
+        self.show(Firing::default());
+    }
 }
 
 /// A worker has committed a transaction.

@@ -1,5 +1,5 @@
 //! The house rules that a compiler does not check: what the detector may not use, how files begin,
-//! how long they are, where unsafe code is, and that the README's commands exist.
+//! how long they are, where unsafe code is, and that the commands of every page exist.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -324,6 +324,133 @@ fn the_commands_of_the_readme_exist() {
     assert!(run.lines().any(|line| line == "make test"), ".ci/run runs the README's test command");
 }
 
+/// Programs that pages for operators call, beside ours: they come with Kafka, Kubernetes, systemd,
+/// a container's runtime or the system.
+const PROGRAMS: [&str; 14] = [
+    "curl",
+    "docker",
+    "grep",
+    "journalctl",
+    "kafka-configs.sh",
+    "kafka-console-consumer.sh",
+    "kafka-consumer-groups.sh",
+    "kafka-topics.sh",
+    "kubectl",
+    "podman",
+    "promtool",
+    "sed",
+    "systemctl",
+    "export",
+];
+
+/// Pages whose commands are checked.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![root().join("README.md")];
+    let mut folders = vec![root().join("deploy")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder can be listed") {
+            let path = entry.expect("a folder can be listed").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    pages.sort();
+    pages
+}
+
+/// The commands of a page's `sh` blocks, joined where a backslash breaks them, split at pipes.
+fn commands(page: &str) -> Vec<String> {
+    let mut commands = Vec::new();
+    // a block within a list is indented
+    let unindented: Vec<&str> = page.lines().map(str::trim_start).collect();
+    let text = unindented.join("\n");
+    for block in blocks(&text, "sh") {
+        let block = block.replace("\\\n", " ");
+        for line in block.lines().map(|line| line.split(" # ").next().unwrap_or_default()) {
+            let parts = line.split(" | ").map(str::trim);
+            commands.extend(parts.filter(|part| !part.is_empty()).map(str::to_owned));
+        }
+    }
+    commands
+}
+
+/// What `flopwatch VERB --help` says.
+fn help(verb: &str) -> Option<String> {
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_flopwatch"));
+    let output = program.args([verb, "--help"]).output().expect("the program starts");
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What is wrong with a call of ours: an unknown verb or option.
+fn unknown_call(words: &[&str]) -> Option<String> {
+    let Some(help) = words.get(1).and_then(|verb| help(verb)) else {
+        return Some(format!("no verb {:?}", words.get(1)));
+    };
+    let options = words.iter().filter_map(|word| word.strip_prefix("--"));
+    options.map(|option| option.split('=').next().unwrap_or_default()).find_map(|option| {
+        let known =
+            help.contains(&format!("--{option} ")) || help.contains(&format!("--{option}\n"));
+        (!known).then(|| format!("{} has no --{option}", words[1]))
+    })
+}
+
+fn unknown_command(command: &str, makefile: &str) -> Option<String> {
+    let words: Vec<&str> = command.split_whitespace().collect();
+    match words.first().copied().unwrap_or_default() {
+        "flopwatch" => unknown_call(&words),
+        "make" => {
+            let target = words.get(1)?;
+            let known = makefile.lines().any(|line| line.starts_with(&format!("{target}:")));
+            (!known).then(|| format!("no target {target}"))
+        }
+        program if PROGRAMS.contains(&program) => None,
+        program => Some(format!("{program} is no program that an operator has")),
+    }
+}
+
+#[test]
+fn the_commands_of_all_pages_exist_with_their_options() {
+    let makefile = read(&root().join("Makefile"));
+    let mut findings = Vec::new();
+    let mut seen = 0;
+    for page in pages() {
+        let text = read(&page);
+        for command in commands(&text) {
+            seen += 1;
+            if let Some(finding) = unknown_command(&command, &makefile) {
+                findings.push(format!("{}: {command}: {finding}", place(&page, 1)));
+            }
+        }
+        // and those within sentences
+        for code in text.split('`').skip(1).step_by(2).filter(|code| !code.contains('\n')) {
+            let words: Vec<&str> = code.split_whitespace().collect();
+            if words.first() == Some(&"flopwatch")
+                && words.get(1).is_some_and(|verb| verb.chars().all(|c| c.is_ascii_lowercase()))
+            {
+                seen += 1;
+                if let Some(finding) = unknown_call(&words) {
+                    findings.push(format!("{}: {code}: {finding}", place(&page, 1)));
+                }
+            }
+        }
+    }
+    assert_none("commands on pages", &findings);
+    assert!(seen > 60, "{seen} commands");
+}
+
+#[test]
+fn a_command_that_does_not_exist_is_seen() {
+    let page = "1. a list\n\n   ```sh\n   flopwatch check \\\n     --confg F | grep x\n   frobnicate\n   \
+                flopwatch chek\n   ```\n";
+    let found: Vec<String> =
+        commands(page).iter().filter_map(|command| unknown_command(command, "")).collect();
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].contains("check has no --confg"), "{found:?}");
+}
+
 #[test]
 fn the_readme_has_every_configuration_key_with_its_default() {
     let readme = read(&root().join("README.md"));
@@ -357,13 +484,15 @@ fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
 fn configurations_that_are_shown_or_shipped_load() {
     let readme = read(&root().join("README.md"));
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let mut files = vec![root().join("deploy/flopwatch.toml")];
+    let shipped = ["flopwatch.toml", "kubernetes/config/flopwatch.toml", "compose/flopwatch.toml"];
+    let mut files: Vec<PathBuf> =
+        shipped.iter().map(|file| root().join("deploy").join(file)).collect();
     for (number, block) in blocks(&readme, "toml").into_iter().enumerate() {
         let path = folder.path().join(format!("readme-{number}.toml"));
         std::fs::write(&path, block).expect("a temporary file can be written");
         files.push(path);
     }
-    assert!(files.len() > 2, "the README shows a policy and a mapping");
+    assert!(files.len() > 4, "the README shows a policy and a mapping");
     for path in files {
         if let Err(error) = Config::load(Some(&path)) {
             panic!("{error}");
@@ -379,8 +508,10 @@ fn configurations_that_are_shown_or_shipped_load() {
 #[test]
 fn the_files_that_pages_link_to_exist() {
     let mut findings = Vec::new();
-    for page in ["README.md", "src/ARCHITECTURE.md", "deploy/README.md"] {
-        let path = root().join(page);
+    let mut linking = pages();
+    linking.push(root().join("src/ARCHITECTURE.md"));
+    for path in linking {
+        let page = place(&path, 1);
         let text = read(&path);
         let folder = path.parent().expect("a page has a folder");
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

@@ -104,16 +104,28 @@ impl Process {
 
     /// With a configuration file, in a directory that lives as long as the process.
     fn start(directory: TempDir, file: PathBuf) -> Self {
+        let (child, log) = Self::launch(&file);
+        Self { child, log, file, _directory: directory }
+    }
+
+    /// Ends it as a power cut would and starts it again under its name.
+    fn restart(&mut self) {
+        self.signal("KILL");
+        self.child.wait().expect("its end");
+        (self.child, self.log) = Self::launch(&self.file);
+    }
+
+    fn launch(file: &Path) -> (Child, Option<Lines<BufReader<ChildStderr>>>) {
         let mut child = Command::new(env!("CARGO_BIN_EXE_flopwatch"))
             .args(["run", "--config"])
-            .arg(&file)
+            .arg(file)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
         let log = Some(BufReader::new(child.stderr.take().expect("a pipe")).lines());
-        Self { child, log, file, _directory: directory }
+        (child, log)
     }
 
     fn signal(&self, name: &str) {

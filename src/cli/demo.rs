@@ -12,6 +12,7 @@ mod counters;
 mod report;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -26,6 +27,7 @@ use super::show::Style;
 use crate::config::Config;
 use crate::detector::time::{Span, Timestamp};
 use crate::error::Fatal;
+use crate::http;
 use crate::http::health::Health;
 use crate::kafka::{Options, Service};
 use crate::metrics;
@@ -67,6 +69,9 @@ pub struct Args {
     /// Also write the alerts as they stand in the topic to this .ndjson file.
     #[arg(long, value_name = "FILE")]
     alerts: Option<PathBuf>,
+    /// Also answer /metrics and the probes here while it runs, as `run` does at `http.listen`.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
 }
 
 /// The demo's cloud: every scenario, metered hourly.
@@ -89,13 +94,16 @@ pub fn plan(seed: u64, days: u32) -> Plan {
 
 pub fn execute(args: &Args) -> Result<(), Fatal> {
     let signals = signals()?;
-    let counters = Counters::new(metrics::install()?);
+    let handle = metrics::install()?;
+    let counters = Counters::new(handle.clone());
     let cloud = Cloud::new(plan(args.seed, args.days)).map_err(Fatal::Internal)?;
     let cluster = Cluster::start()?;
     let config = &cluster.config;
     announce(args, &cloud, config)?;
     publish_directory(&cloud, config)?;
     let health = Arc::new(Health::new(config.kafka.workers));
+    let serve = |listen| http::serve("--listen", listen, handle, Arc::clone(&health));
+    let server = args.listen.map(serve).transpose()?;
     let service = Service::start(config, cluster.layout, Options::default(), &health)?;
     let demo = Demo {
         alerts: cluster.alerts()?,
@@ -105,7 +113,9 @@ pub fn execute(args: &Args) -> Result<(), Fatal> {
         signals,
         counters,
     };
-    demo.run(cloud, config, args.speed)
+    let result = demo.run(cloud, config, args.speed);
+    server.into_iter().for_each(http::Server::stop);
+    result
 }
 
 fn announce(args: &Args, cloud: &Cloud, config: &Config) -> Result<(), Fatal> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 
-use super::alert::{Alert, Episode};
+use super::alert::{Alert, Episode, Firing};
 use super::align::Align;
 use super::changelog::{Reader, Writer, damaged};
 use super::directory::{AccountRecord, Directory, Facts, Origin};
@@ -144,6 +144,16 @@ impl Account {
     pub fn directory_complete(&mut self) {
         self.seed_directory();
         self.directory.complete();
+    }
+
+    /// The alerts that fire.
+    pub fn firing(&self) -> Firing {
+        let mut firing = Firing::default();
+        self.accounts.iter().for_each(|(_, account)| {
+            firing.count(Scope::Account, &account.sums.episodes);
+            account.sites.values().for_each(|episodes| firing.count(Scope::Site, episodes));
+        });
+        firing
     }
 
     /// Accounts with state.

@@ -224,6 +224,29 @@ pub struct Fired {
     unmet_since: Option<Timestamp>,
 }
 
+/// How many alerts fire, by all that a series may say of one: never whose they are.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Firing(pub BTreeMap<FiringKey, u32>);
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FiringKey {
+    pub mode: Mode,
+    pub policy: String,
+    pub scope: Scope,
+    /// The policy's when the alert began to fire.
+    pub severity: &'static str,
+}
+
+impl Firing {
+    pub fn count(&mut self, scope: Scope, episodes: &[Episode]) {
+        for fired in episodes.iter().filter_map(Episode::fired) {
+            let PolicyRef { mode, id, severity, .. } = &fired.policy;
+            let (policy, mode) = (id.clone(), *mode);
+            *self.0.entry(FiringKey { mode, policy, scope, severity }).or_default() += 1;
+        }
+    }
+}
+
 /// What a judgement did to an episode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::alert::Firing;
 use super::align::Align;
 use super::changelog::{Reader, Writer, damaged};
 use super::directory::{Country, Facts, Origin};
@@ -89,6 +90,13 @@ impl Group {
     pub fn accept_gap(&mut self, records: u64) {
         self.gap += records;
         self.align_changed = true;
+    }
+
+    /// The alerts that fire.
+    pub fn firing(&self) -> Firing {
+        let mut firing = Firing::default();
+        self.groups.iter().for_each(|(key, group)| firing.count(key.scope, &group.sums.episodes));
+        firing
     }
 
     /// Owners and countries with state.
@@ -225,6 +233,7 @@ impl Group {
         let judged = self.rules.judged(step.minus(self.rules.time.epoch));
         self.expire(judged);
         for entry in entries {
+            self.tally(&entry, outbox);
             self.apply(entry, judged)?;
         }
         self.judge(step, outbox);
@@ -246,6 +255,16 @@ impl Group {
     /// The group's slot; a new one has nothing yet.
     fn slot(&mut self, key: GroupKey) -> u32 {
         self.groups.slot_or_insert_with(key, || GroupState::new(&self.rules))
+    }
+
+    /// Counts compute where it is first known by country: what moves between groups is not new.
+    fn tally(&self, entry: &Entry, outbox: &mut Outbox) {
+        if let Entry::Sum(GroupSum { group, tier: None, measure, .. }) = entry
+            && group.scope == Scope::Country
+        {
+            let country = Country::parse(self.names.text(group.name)).unwrap_or(Country::UNKNOWN);
+            outbox.tally.compute_of(country, &self.rules.origin.home, measure);
+        }
     }
 
     fn apply(&mut self, entry: Entry, judged: Timestamp) -> Result<(), StageError> {

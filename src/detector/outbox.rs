@@ -2,9 +2,12 @@
 //! together with the changelog and the positions, or drops it all.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use super::alert::Alert;
+use super::directory::Country;
 use super::invalid::{Invalid, Reason};
+use super::measure::Measure;
 use super::policy::Mode;
 
 /// One thing to publish.
@@ -114,6 +117,17 @@ pub struct Tally {
     pub judged: u64,
     pub live: AlertTally,
     pub shadow: AlertTally,
+    /// Compute applied by GROUP, by country of origin and what it is to us. What corrections take
+    /// back is left out: these become counters, which cannot fall.
+    pub compute: BTreeMap<(Country, &'static str), Compute>,
+}
+
+/// Of the four integers of a measure, the two that no telemetry moves.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Compute {
+    pub accelerator_ms: u64,
+    /// In GFLOP.
+    pub flop_allocated: u64,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +154,23 @@ impl Tally {
         }
     }
 
+    /// Compute of an origin: `home`, `foreign`, or `unknown` for ZZ.
+    pub fn compute_of(&mut self, country: Country, home: &[Country], measure: &Measure) {
+        let kind = if country == Country::UNKNOWN {
+            "unknown"
+        } else if home.contains(&country) {
+            "home"
+        } else {
+            "foreign"
+        };
+        // one step's share of one place is far below 2^63
+        let counted = |sum: i128| u64::try_from(sum.max(0)).unwrap_or(u64::MAX);
+        self.compute.entry((country, kind)).or_default().add(Compute {
+            accelerator_ms: counted(measure.accelerator_ms),
+            flop_allocated: counted(measure.flop_allocated),
+        });
+    }
+
     /// Adds what another tally counted.
     pub fn add(&mut self, other: &Self) {
         self.read += other.read;
@@ -156,6 +187,16 @@ impl Tally {
         self.judged += other.judged;
         self.live.add(other.live);
         self.shadow.add(other.shadow);
+        for (origin, compute) in &other.compute {
+            self.compute.entry(*origin).or_default().add(*compute);
+        }
+    }
+}
+
+impl Compute {
+    fn add(&mut self, other: Self) {
+        self.accelerator_ms = self.accelerator_ms.saturating_add(other.accelerator_ms);
+        self.flop_allocated = self.flop_allocated.saturating_add(other.flop_allocated);
     }
 }
 

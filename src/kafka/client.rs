@@ -99,6 +99,9 @@ const GROUP_EXACT: Options = &[
     ("partition.assignment.strategy", "range"),
 ];
 
+/// For clients that are not a worker's: their statistics would stand under the same names.
+const SILENT: Options = &[("statistics.interval.ms", "0")];
+
 const PRODUCER: Options = &[
     // sums and changelogs compress about threefold, at memory speed
     ("compression.type", "lz4"),
@@ -152,7 +155,7 @@ pub(crate) fn worker_producer(kafka: &config::Kafka, worker: usize) -> Result<Pr
         .set("client.id", &name)
         // a new producer of this name fences the old one and ends its open transaction
         .set("transactional.id", &name);
-    options.create_with_context(ProducerEvents::default()).map_err(refused)
+    options.create_with_context(ProducerEvents::of_worker(worker)).map_err(refused)
 }
 
 /// A consumer outside the group's assignment, read from the beginning: changelogs, the directory.
@@ -162,7 +165,7 @@ pub(crate) fn reader(kafka: &config::Kafka, purpose: &str) -> Result<Consumer, F
 
 /// The options of such a consumer; what a bench reads with beside us.
 pub fn reader_options(kafka: &config::Kafka, purpose: &str) -> ClientConfig {
-    let mut options = layered(kafka, &[CONSUMER], &[CONSUMER_EXACT]);
+    let mut options = layered(kafka, &[CONSUMER], &[CONSUMER_EXACT, SILENT]);
     options
         .set("client.id", format!("{}-{}-{purpose}", kafka.group_id, kafka.instance))
         // librdkafka assigns only to members of a group; this one never joins or commits
@@ -173,7 +176,7 @@ pub fn reader_options(kafka: &config::Kafka, purpose: &str) -> ClientConfig {
 /// A client that asks for metadata and for ends of logs as `read_uncommitted`: the end that a
 /// restore must reach lies beyond the last stable offset that every other consumer of ours sees.
 pub(crate) fn prober(kafka: &config::Kafka) -> Result<Consumer, Fatal> {
-    let mut options = layered(kafka, &[], &[]);
+    let mut options = layered(kafka, &[], &[SILENT]);
     options
         .set("client.id", format!("{}-{}-probe", kafka.group_id, kafka.instance))
         // for positions that a transaction holds back; it never joins or commits
@@ -190,7 +193,7 @@ pub(crate) fn subscriber(
     group: &str,
     events: ConsumerEvents,
 ) -> Result<Consumer, Fatal> {
-    let exact = [CONSUMER_EXACT, GROUP_EXACT];
+    let exact = [CONSUMER_EXACT, GROUP_EXACT, SILENT];
     let mut options = layered(kafka, &[CONSUMER, GROUP], &exact);
     options
         .set("client.id", format!("{group}-{}", kafka.instance))
@@ -202,14 +205,14 @@ pub(crate) fn subscriber(
 
 /// A producer without transactions, whose records are known by their own ids when they come twice.
 pub(crate) fn plain_producer(kafka: &config::Kafka, purpose: &str) -> Result<Producer, Fatal> {
-    let mut options = layered(kafka, &[PRODUCER], &[PRODUCER_EXACT]);
+    let mut options = layered(kafka, &[PRODUCER], &[PRODUCER_EXACT, SILENT]);
     options.set("client.id", format!("{}-{}-{purpose}", kafka.group_id, kafka.instance));
     options.create_with_context(ProducerEvents::default()).map_err(refused)
 }
 
 /// The options of an administrative client.
 pub(crate) fn admin(kafka: &config::Kafka) -> ClientConfig {
-    layered(kafka, &[], &[])
+    layered(kafka, &[], &[SILENT])
 }
 
 fn layered(kafka: &config::Kafka, tunable: &[Options], exact: &[Options]) -> ClientConfig {

@@ -16,6 +16,8 @@ use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::ProducerContext;
 use rdkafka::types::RDKafkaRespErr;
 
+use crate::metrics::librdkafka::{Bridge, Client};
+
 /// Every consumer of ours.
 pub(crate) type Consumer = BaseConsumer<ConsumerEvents>;
 
@@ -53,13 +55,22 @@ pub struct ConsumerEvents {
     closing: AtomicBool,
     // locks of the shell: a callback runs on the thread that polls, but the trait wants Sync
     last_error: Mutex<Option<Complaint>>,
+    /// A worker's alone: the others' statistics would be under the same names.
+    statistics: Option<Mutex<Bridge>>,
 }
 
 impl ConsumerEvents {
     pub fn new() -> (Self, Receiver<RebalanceEvent>) {
         let (rebalances, received) = channel();
         let closing = AtomicBool::new(false);
-        (Self { rebalances, closing, last_error: Mutex::default() }, received)
+        (Self { rebalances, closing, last_error: Mutex::default(), statistics: None }, received)
+    }
+
+    /// Of the consumer of this worker.
+    pub fn of_worker(worker: usize) -> (Self, Receiver<RebalanceEvent>) {
+        let (events, received) = Self::new();
+        let statistics = Some(Mutex::new(Bridge::new(Client::Consumer, worker)));
+        (Self { statistics, ..events }, received)
     }
 
     /// What librdkafka last complained of, for the text of an error.
@@ -86,6 +97,10 @@ impl ClientContext for ConsumerEvents {
         if code != RDKafkaErrorCode::AllBrokersDown || last.is_none() {
             *last = Some(Complaint { code, reason: reason.to_owned() });
         }
+    }
+
+    fn stats_raw(&self, json: &[u8]) {
+        self.statistics.as_ref().into_iter().for_each(|bridge| take_statistics(bridge, json));
     }
 }
 
@@ -123,11 +138,19 @@ fn named(partitions: &TopicPartitionList) -> Vec<TopicPartition> {
         .collect()
 }
 
+fn take_statistics(bridge: &Mutex<Bridge>, json: &[u8]) {
+    if !bridge.lock().expect("nothing panics while it holds this lock").record(json) {
+        tracing::debug!("librdkafka's statistics are not as documented");
+    }
+}
+
 /// The context of a worker's producer: keeps the first record that could not be delivered, which
 /// says more than the transaction's own error.
 #[derive(Debug, Default)]
 pub struct ProducerEvents {
     undelivered: Mutex<Option<Undelivered>>,
+    /// A worker's alone.
+    statistics: Option<Mutex<Bridge>>,
 }
 
 /// A record that the broker refused or never acknowledged.
@@ -139,6 +162,11 @@ pub struct Undelivered {
 }
 
 impl ProducerEvents {
+    pub fn of_worker(worker: usize) -> Self {
+        let statistics = Some(Mutex::new(Bridge::new(Client::Producer, worker)));
+        Self { statistics, ..Self::default() }
+    }
+
     /// Keeps it if it is the first.
     pub(crate) fn keep(&self, undelivered: Undelivered) {
         self.undelivered
@@ -160,6 +188,10 @@ impl ClientContext for ProducerEvents {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(client = "producer", %error, reason, "librdkafka");
+    }
+
+    fn stats_raw(&self, json: &[u8]) {
+        self.statistics.as_ref().into_iter().for_each(|bridge| take_statistics(bridge, json));
     }
 }
 

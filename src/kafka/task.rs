@@ -15,6 +15,7 @@ use super::context::{Consumer, TopicPartition};
 use super::{restore, topology};
 use crate::config::Config;
 use crate::detector::account::Account;
+use crate::detector::alert::Firing;
 use crate::detector::directory::AccountRecord;
 use crate::detector::group::Group;
 use crate::detector::key_state::StateKey;
@@ -24,7 +25,7 @@ use crate::detector::policy::Policies;
 use crate::detector::time::{Span, Timestamp};
 use crate::detector::{Stage as _, StageError};
 use crate::error::Fatal;
-use crate::metrics::{self, Abort, PartitionSeries, Stage};
+use crate::metrics::{self, Abort, FiringSeries, PartitionSeries, Stage};
 use rdkafka::error::RDKafkaErrorCode;
 
 /// How long the broker may take to confirm a partition's end before it is declared idle.
@@ -175,6 +176,7 @@ pub(crate) struct Task {
     pub(crate) machine: Machine,
     pub(crate) outbox: Outbox,
     pub(crate) series: PartitionSeries,
+    firing: FiringSeries,
     queue: PartitionQueue,
     /// Where reading started: what is committed while the stage has no position of its own, so
     /// that state never stands in a changelog without a position beside it.
@@ -220,6 +222,7 @@ impl Task {
             machine,
             outbox: Outbox::default(),
             series: PartitionSeries::new(stage, partition),
+            firing: FiringSeries::default(),
             queue: PartitionQueue::new(consumer, &assigned.topic, partition),
             start: 0,
             next: 0,
@@ -305,6 +308,7 @@ impl Task {
     /// Running: silence counts from here, not from before the restore.
     pub(crate) fn begin(&mut self) {
         self.silence = Silence::new(Instant::now());
+        self.show_firing();
         if self.gap > 0 {
             let records = self.gap;
             self.accept_gap(records);
@@ -323,6 +327,15 @@ impl Task {
         }
         // committed soon: the next start must not meet the same gap
         self.touched = true;
+    }
+
+    /// Restored, or committed with alerts that began or ceased to fire.
+    pub(crate) fn show_firing(&mut self) {
+        self.firing.show(match &self.machine {
+            Machine::Meter(_) => Firing::default(),
+            Machine::Account(account) => account.firing(),
+            Machine::Group(group) => group.firing(),
+        });
     }
 
     pub(crate) const fn start(&self) -> u64 {

@@ -24,6 +24,7 @@ use super::task::{Shared, Task, Trouble};
 use super::topology;
 use super::transaction::Publisher;
 use super::undecided::{self, Marks};
+use crate::detector::alert::State;
 use crate::detector::outbox::Output;
 use crate::detector::policy::Policies;
 use crate::error::Fatal;
@@ -92,7 +93,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(crate) fn new(number: usize, inlets: Inlets) -> Result<Self, Fatal> {
-        let (events, rebalances) = ConsumerEvents::new();
+        let (events, rebalances) = ConsumerEvents::of_worker(number);
         let kafka = &inlets.shared.config.kafka;
         Ok(Self {
             number,
@@ -488,10 +489,15 @@ impl Worker {
         }
         for task in &mut self.tasks {
             metrics::record(&std::mem::take(&mut task.outbox.tally));
+            let mut moved = false;
             for output in &task.outbox.outputs {
                 if let Output::Alert(alert) = output {
                     metrics::alert_published(alert);
+                    moved |= alert.state != State::Updated;
                 }
+            }
+            if moved {
+                task.show_firing();
             }
             task.committed();
         }

@@ -162,6 +162,18 @@ pub static ALERTS_FIRING: Series = gauge(
     &["mode", "policy", "scope", "severity"],
     "Alerts that fire now, over the tasks of this process. Alert when a live critical one fires.",
 );
+pub static COUNTRY_ACCELERATOR_MS: Series = counter(
+    "flopwatch_country_accelerator_ms_total",
+    &["country", "origin"],
+    "Accelerator-milliseconds applied, by country of origin and whether that is home, foreign or \
+     unknown: rate() / 1000 is accelerators in use. What corrections take back is left out.",
+);
+pub static COUNTRY_FLOP_ALLOCATED: Series = counter(
+    "flopwatch_country_flop_allocated_gflop_total",
+    &["country", "origin"],
+    "Allocated compute applied, in 10^9 FLOP, by country of origin and whether that is home, \
+     foreign or unknown. What corrections take back is left out.",
+);
 pub static ALERT_DELAY: Series = seconds(
     "flopwatch_alert_delay_seconds",
     &["scope"],
@@ -236,6 +248,84 @@ pub static GAP_RECORDS: Series = counter(
     &["stage"],
     "Records that retention had removed before they were read, passed over by --accept-gap. \
      Alert when above 0: the sums since then are too low.",
+);
+
+// librdkafka's own statistics, under the names of its STATISTICS.md. They are there once
+// kafka.client sets statistics.interval.ms; of a worker's consumer and producer alone.
+
+pub static RDKAFKA_TX: Series = counter(
+    "librdkafka_tx_total",
+    &["client", "worker"],
+    "Requests sent to brokers (tx). With statistics.interval.ms only.",
+);
+pub static RDKAFKA_TX_BYTES: Series = counter(
+    "librdkafka_tx_bytes_total",
+    &["client", "worker"],
+    "Bytes sent to brokers (tx_bytes). With statistics.interval.ms only.",
+);
+pub static RDKAFKA_RX: Series = counter(
+    "librdkafka_rx_total",
+    &["client", "worker"],
+    "Responses received from brokers (rx). With statistics.interval.ms only.",
+);
+pub static RDKAFKA_RX_BYTES: Series = counter(
+    "librdkafka_rx_bytes_total",
+    &["client", "worker"],
+    "Bytes received from brokers (rx_bytes). With statistics.interval.ms only.",
+);
+pub static RDKAFKA_TXMSGS: Series = counter(
+    "librdkafka_txmsgs_total",
+    &["client", "worker"],
+    "Records produced (txmsgs). With statistics.interval.ms only.",
+);
+pub static RDKAFKA_RXMSGS: Series = counter(
+    "librdkafka_rxmsgs_total",
+    &["client", "worker"],
+    "Records fetched (rxmsgs). With statistics.interval.ms only.",
+);
+pub static RDKAFKA_RTT_AVG: Series = gauge(
+    "librdkafka_broker_rtt_avg_seconds",
+    Unit::Seconds,
+    &["client", "worker", "broker"],
+    "Mean round trip to a broker (rtt.avg); a fetch waits at the broker for up to \
+     fetch.wait.max.ms. Alert when a producer's stays above 0.1. With statistics.interval.ms only.",
+);
+pub static RDKAFKA_RTT_P99: Series = gauge(
+    "librdkafka_broker_rtt_p99_seconds",
+    Unit::Seconds,
+    &["client", "worker", "broker"],
+    "99th percentile of the round trip to a broker (rtt.p99). With statistics.interval.ms only.",
+);
+pub static RDKAFKA_REQ_TIMEOUTS: Series = counter(
+    "librdkafka_broker_req_timeouts_total",
+    &["client", "worker", "broker"],
+    "Requests that timed out (req_timeouts). Alert when it grows. With statistics.interval.ms only.",
+);
+pub static RDKAFKA_DISCONNECTS: Series = counter(
+    "librdkafka_broker_disconnects_total",
+    &["client", "worker", "broker"],
+    "Connections that ended (disconnects); idle ones do. With statistics.interval.ms only.",
+);
+pub static RDKAFKA_FETCHQ_CNT: Series = gauge(
+    "librdkafka_fetchq_cnt",
+    Unit::Count,
+    &["topic", "partition"],
+    "Records fetched that wait for us (fetchq_cnt): near 0 with lag means that the broker is the \
+     slow side, at queued.min.messages that we are. With statistics.interval.ms only.",
+);
+pub static RDKAFKA_FETCHQ_SIZE: Series = gauge(
+    "librdkafka_fetchq_size_bytes",
+    Unit::Bytes,
+    &["topic", "partition"],
+    "Bytes fetched that wait for us (fetchq_size). With statistics.interval.ms only.",
+);
+pub static RDKAFKA_CONSUMER_LAG: Series = gauge(
+    "librdkafka_consumer_lag",
+    Unit::Count,
+    &["topic", "partition"],
+    "Records between what librdkafka has handed over (app_offset) and the last stable offset; \
+     flopwatch_consumer_lag_records is the lag of what is committed. With statistics.interval.ms \
+     only.",
 );
 
 // Restore.
@@ -346,7 +436,7 @@ pub static HTTP_REQUESTS: Series = counter(
 );
 
 /// The table, in the order of the page for operators.
-pub static SERIES: [&Series; 40] = [
+pub static SERIES: [&Series; 55] = [
     &EVENTS_READ,
     &EVENTS_COUNTED,
     &EVENTS_DUPLICATE,
@@ -359,6 +449,8 @@ pub static SERIES: [&Series; 40] = [
     &KEYS_JUDGED,
     &ALERT_REVISIONS,
     &ALERTS_FIRING,
+    &COUNTRY_ACCELERATOR_MS,
+    &COUNTRY_FLOP_ALLOCATED,
     &ALERT_DELAY,
     &WATERMARK,
     &PARTITIONS_IDLE,
@@ -370,6 +462,19 @@ pub static SERIES: [&Series; 40] = [
     &ABORTS,
     &REBALANCES,
     &GAP_RECORDS,
+    &RDKAFKA_TX,
+    &RDKAFKA_TX_BYTES,
+    &RDKAFKA_RX,
+    &RDKAFKA_RX_BYTES,
+    &RDKAFKA_TXMSGS,
+    &RDKAFKA_RXMSGS,
+    &RDKAFKA_RTT_AVG,
+    &RDKAFKA_RTT_P99,
+    &RDKAFKA_REQ_TIMEOUTS,
+    &RDKAFKA_DISCONNECTS,
+    &RDKAFKA_FETCHQ_CNT,
+    &RDKAFKA_FETCHQ_SIZE,
+    &RDKAFKA_CONSUMER_LAG,
     &RESTORE_PROGRESS,
     &RESTORE_REMAINING,
     &RESTORE_BYTES,

@@ -7,6 +7,8 @@ use std::path::Path;
 use super::*;
 use crate::detector::alert::{Estimate, Evidence, Origin, PolicyRef};
 use crate::detector::directory::Country;
+use crate::detector::measure::Measure;
+use crate::detector::policy::{Scope, Severity};
 
 /// Everything a recorder of ours shows after `act`.
 fn render(act: impl FnOnce()) -> String {
@@ -70,11 +72,46 @@ fn alert(state: State) -> Alert {
     }
 }
 
+/// What librdkafka says, shortened to what is read of it.
+const STATISTICS: &str = r#"{"tx":1,"tx_bytes":1,"rx":1,"rx_bytes":1,"txmsgs":1,"rxmsgs":1,
+    "brokers":{"b:9092/3":{"nodeid":3,"source":"learned","req_timeouts":1,"disconnects":1,
+    "rtt":{"avg":1,"p99":1,"cnt":1}}},"topics":{"t":{"partitions":{"0":{"partition":0,
+    "fetch_state":"active","fetchq_cnt":1,"fetchq_size":1,"app_offset":1,"ls_offset":2}}}}}"#;
+
+/// Alerts of policy `p` at account scope, by severity.
+fn firing(counts: &[(&'static str, u32)]) -> Firing {
+    let key = |severity| FiringKey {
+        mode: Mode::Live,
+        policy: "p".into(),
+        scope: Scope::Account,
+        severity,
+    };
+    Firing(counts.iter().map(|(severity, count)| (key(severity), *count)).collect())
+}
+
+/// A tally with compute of a country at home, one abroad and an unknown one.
+fn compute() -> Tally {
+    let mut tally = Tally::default();
+    let measure = Measure { accelerator_ms: 1500, flop_allocated: 7, ..Measure::ZERO };
+    let home = [Country::parse("US").expect("a country")];
+    for country in ["US", "FR", "ZZ"] {
+        let country = Country::parse(country).unwrap_or(Country::UNKNOWN);
+        tally.compute_of(country, &home, &measure);
+        tally.compute_of(country, &home, &-measure);
+    }
+    tally
+}
+
 /// Calls every recording function once.
 fn record_everything() {
     record(&Tally::default());
+    record(&compute());
     alert_published(&alert(State::Firing));
-    alerts_moved(Mode::Live, "p", "account", "critical", 1);
+    let mut alerts = FiringSeries::default();
+    alerts.show(firing(&[("critical", 1)]));
+    for client in [librdkafka::Client::Consumer, librdkafka::Client::Producer] {
+        assert!(librdkafka::Bridge::new(client, 0).record(STATISTICS.as_bytes()));
+    }
     committed(0, Duration::from_millis(3));
     aborted(Abort::Failed);
     rebalanced(Rebalance::Assigned);
@@ -144,7 +181,8 @@ fn names_follow_the_conventions_and_no_label_names_an_account() {
     for series in SERIES {
         let Series { name, kind, unit, labels, help } = *series;
         assert!(seen.insert(name), "{name} is in the table twice");
-        assert!(name.starts_with("flopwatch_"), "{name}");
+        let of_librdkafka = name.starts_with("librdkafka_");
+        assert!(name.starts_with("flopwatch_") || of_librdkafka, "{name}");
         assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
         match unit {
             Unit::Seconds => assert!(name.ends_with("_seconds"), "{name}"),
@@ -189,8 +227,9 @@ fn conservation_can_be_added_up_from_the_page() {
 fn counters_are_there_at_zero_before_anything_happens() {
     let text = render(|| {});
     for series in SERIES.iter().filter(|series| series.kind == Kind::Counter) {
-        // paths and codes are known when they are asked for
-        if series.name != table::HTTP_REQUESTS.name {
+        // paths and codes are known when they are asked for, countries when they compute
+        let later = ["path", "country"].iter().any(|label| series.labels.contains(label));
+        if !later && !series.name.starts_with("librdkafka_") {
             assert!(text.contains(&format!("\n{}", series.name)), "{}", series.name);
         }
     }
@@ -239,20 +278,129 @@ fn the_remaining_time_of_a_restore_follows_its_rate() {
 }
 
 #[test]
-fn firing_alerts_go_up_and_down() {
-    let series = "flopwatch_alerts_firing{mode=\"live\",policy=\"p\",scope=\"account\",\
-                  severity=\"critical\"}";
-    let text = render(|| {
-        alert_published(&alert(State::Firing));
-        alert_published(&alert(State::Updated));
-        alerts_moved(Mode::Live, "p", "account", "critical", 2);
+fn firing_alerts_are_those_of_the_tasks_that_are_here() {
+    let series = |severity: &str| {
+        format!(
+            "flopwatch_alerts_firing{{mode=\"live\",policy=\"p\",scope=\"account\",\
+             severity=\"{severity}\"}}"
+        )
+    };
+    let recorder = recorder().expect("the buckets are not empty");
+    metrics::with_local_recorder(&recorder, || {
+        let shown = |severity| value(&recorder.handle().render(), &series(severity));
+        let mut here = FiringSeries::default();
+        // restored with two that fire, beside another task's one
+        here.show(firing(&[("critical", 2)]));
+        let mut beside = FiringSeries::default();
+        beside.show(firing(&[("critical", 1)]));
+        assert_eq!(shown("critical"), 3.0);
+        here.show(firing(&[("critical", 1), ("warning", 4)]));
+        assert_eq!((shown("critical"), shown("warning")), (2.0, 4.0));
+        here.show(firing(&[("warning", 4)]));
+        assert_eq!((shown("critical"), shown("warning")), (1.0, 4.0));
+        drop(here);
+        assert_eq!((shown("critical"), shown("warning")), (1.0, 0.0));
+        drop(beside);
+        assert_eq!(shown("critical"), 0.0);
     });
-    assert_eq!(value(&text, series), 3.0);
+}
+
+#[test]
+fn compute_is_counted_by_country_and_what_it_is_to_us_and_never_falls() {
     let text = render(|| {
-        alert_published(&alert(State::Firing));
-        alert_published(&alert(State::Resolved));
+        record(&compute());
+        record(&compute());
     });
-    assert_eq!(value(&text, series), 0.0);
+    for labels in [
+        "{country=\"US\",origin=\"home\"}",
+        "{country=\"FR\",origin=\"foreign\"}",
+        "{country=\"ZZ\",origin=\"unknown\"}",
+    ] {
+        let ms = format!("flopwatch_country_accelerator_ms_total{labels}");
+        assert_eq!(value(&text, &ms), 3000.0);
+        let gflop = format!("flopwatch_country_flop_allocated_gflop_total{labels}");
+        assert_eq!(value(&text, &gflop), 14.0);
+    }
+}
+
+/// How many values a label can have in a deployment of `partitions` usage partitions, `workers`
+/// threads a process, `policies` policies and `brokers` brokers; `None` for one without a bound.
+fn most(label: &str, of: &Deployment) -> Option<usize> {
+    Some(match label {
+        "reason" => Reason::ALL.len(),
+        "mode" => Mode::ALL.len() - 1,
+        "state" | "origin" => 3,
+        "policy" => of.policies,
+        "scope" => Scope::ALL.len(),
+        "severity" => Severity::ALL.len(),
+        // ISO 3166-1 has 249, and ZZ; the directory decides which two letters are there
+        "country" => 250,
+        "stage" => Stage::ALL.len(),
+        "partition" => of.partitions,
+        "worker" => of.workers,
+        "cause" => Abort::ALL.len().max(Undelivered::ALL.len()),
+        "target" => Target::ALL.len(),
+        "event" => Rebalance::ALL.len(),
+        "outcome" | "client" => 2,
+        "version" => 1,
+        // three of ours and one for all others
+        "path" => 5,
+        "code" => 4,
+        // and the two coordinators
+        "broker" => of.brokers + 2,
+        // what a worker reads
+        "topic" => Stage::ALL.len(),
+        _ => return None,
+    })
+}
+
+struct Deployment {
+    partitions: usize,
+    workers: usize,
+    policies: usize,
+    brokers: usize,
+}
+
+impl Deployment {
+    /// Lines on `/metrics` at most. A policy has one scope and one severity at a time.
+    fn lines(&self, series: &Series) -> usize {
+        let labels = series.labels.iter().filter(|label| {
+            let of_policy = series.labels.contains(&"policy");
+            // an origin belongs to its country
+            let of_country = series.labels.contains(&"country");
+            let with_policy = of_policy && matches!(**label, "mode" | "scope" | "severity");
+            let with_country = of_country && **label == "origin";
+            !with_policy && !with_country
+        });
+        let sets: usize =
+            labels.map(|label| most(label, self).expect("every label has a bound")).product();
+        let of_each = match series.kind {
+            Kind::Counter | Kind::Gauge => 1,
+            // buckets, +Inf, sum and count
+            Kind::Histogram => table::BUCKETS_SECONDS.len() + 3,
+        };
+        sets * of_each
+    }
+
+    fn total(&self, prefix: &str) -> usize {
+        let named = SERIES.iter().filter(|series| series.name.starts_with(prefix));
+        named.map(|series| self.lines(series)).sum()
+    }
+}
+
+/// What the page for operators reckons with.
+const EXAMPLE: Deployment = Deployment { partitions: 24, workers: 4, policies: 20, brokers: 6 };
+
+#[test]
+fn every_series_is_bounded_by_the_deployment_and_not_by_its_tenants() {
+    for label in SERIES.iter().flat_map(|series| series.labels) {
+        assert!(most(label, &EXAMPLE).is_some(), "{label} has no bound");
+    }
+    assert_eq!(most("account_id", &EXAMPLE), None);
+    let (ours, librdkafka) = (EXAMPLE.total("flopwatch_"), EXAMPLE.total("librdkafka_"));
+    assert!(ours < 1500 && librdkafka < 600, "{ours} and {librdkafka} lines");
+    let twice = Deployment { partitions: 48, ..EXAMPLE };
+    assert!(twice.total("") < 2 * EXAMPLE.total(""), "only some grow with partitions");
 }
 
 /// The file holds `text`, or is made to hold it when `UPDATE_GOLDEN` is set.
@@ -289,9 +437,22 @@ fn the_page_for_operators_is_generated_from_the_table() {
          Generated from `src/metrics/table.rs` by its tests: `UPDATE_GOLDEN=1 cargo test --lib \
          metrics::`. Conservation: `flopwatch_events_read_total` = `flopwatch_events_counted_total` \
          + `flopwatch_events_duplicate_total` + the sum of `flopwatch_events_dead_lettered_total` \
-         over its reasons.\n\n\
-         | series | labels | kind | unit | meaning |\n| --- | --- | --- | --- | --- |\n",
+         over its reasons.\n\n",
     );
+    let Deployment { partitions, workers, policies, brokers } = EXAMPLE;
+    writeln!(
+        page,
+        "A process of {workers} workers with {policies} policies that has held every one of \
+         {partitions} partitions shows at most {} lines, 500 of them for 250 countries; labels \
+         come from enums, partitions, workers, brokers, policies and countries, never from \
+         tenants. librdkafka's own statistics are off until `[kafka.client]` sets \
+         `\"statistics.interval.ms\" = 15000`; then at most {} lines more with {brokers} \
+         brokers.\n\n\
+         | series | labels | kind | unit | meaning |\n| --- | --- | --- | --- | --- |",
+        EXAMPLE.total("flopwatch_"),
+        EXAMPLE.total("librdkafka_"),
+    )
+    .expect("writing to a string cannot fail");
     for series in SERIES {
         let labels: Vec<String> = series.labels.iter().map(|label| format!("`{label}`")).collect();
         writeln!(
@@ -310,17 +471,21 @@ fn the_page_for_operators_is_generated_from_the_table() {
 
 #[test]
 fn the_alert_rules_use_series_of_the_table() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus/flopwatch-alerts.yml");
-    let rules = std::fs::read_to_string(path).expect("the rules are there");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
     let known: BTreeSet<&str> = SERIES.iter().map(|series| series.name).collect();
     let mut used = 0;
-    for (at, _) in rules.match_indices("flopwatch_") {
-        let name = rules[at..]
-            .split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
-            .next()
-            .expect("a split has a first part");
-        assert!(known.contains(name), "{name} is not in the table");
-        used += 1;
+    for file in ["flopwatch-recording.yml", "flopwatch-alerts.yml", "flopwatch-compliance.yml"] {
+        let rules = std::fs::read_to_string(folder.join(file)).expect("the rules are there");
+        // what a recording rule is called is its own
+        let lines = rules.lines().filter(|line| !line.contains("- record: "));
+        for word in lines.flat_map(|line| {
+            line.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'))
+        }) {
+            if word.starts_with("flopwatch_") {
+                assert!(known.contains(word), "{file}: {word} is not in the table");
+                used += 1;
+            }
+        }
     }
-    assert!(used > 20, "the rules use only {used} series");
+    assert!(used > 40, "the rules use series {used} times");
 }

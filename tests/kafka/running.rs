@@ -89,10 +89,20 @@ impl Running {
         publisher.finish(&config.topics.accounts).expect("written");
         before(&config);
         let mut process = Process::start(directory, file);
+        let address = Self::address(&mut process);
+        Self { process, config, address }
+    }
+
+    fn address(process: &mut Process) -> String {
         let line = process.await_line("http listens");
         let line: Value = serde_json::from_str(&line).expect("the log is JSON");
-        let address = line["address"].as_str().expect("where it listens").to_owned();
-        Self { process, config, address }
+        line["address"].as_str().expect("where it listens").to_owned()
+    }
+
+    /// Killed, and started again under its name.
+    fn restart(&mut self) {
+        self.process.restart();
+        self.address = Self::address(&mut self.process);
     }
 
     fn write_policies(&self, policies: &str) {
@@ -223,6 +233,26 @@ fn a_process_is_ready_once_restored_and_its_counters_add_up() {
     // the horizon of 2 h reaches back to hour 3: hour 1 is beyond it
     assert_eq!(parts, [5, 2, 3]);
     assert_eq!(parts.iter().sum::<u64>(), 10, "read = counted + duplicate + dead-lettered");
+    running.stop();
+}
+
+#[test]
+fn a_process_that_was_killed_shows_the_alerts_that_fire_as_before_and_their_end() {
+    let mut running = Running::start("restarted", FIRST, |_| {});
+    running.await_ready();
+    assert_eq!(running.metric("flopwatch_alerts_firing"), 0);
+    running.send(&(1..=4).map(hour).collect::<Vec<_>>());
+    running.await_metric("flopwatch_alerts_firing", 1);
+    running.restart();
+    running.await_ready();
+    assert_eq!(running.metric("flopwatch_alerts_firing"), 1, "known from the restore");
+    // the policy goes, and with its alert the gauge
+    let next =
+        FIRST.replace("version = 1", "version = 2").replace("at_least = 1", "at_least = 999");
+    running.write_policies(&next);
+    running.process.await_line("policies reloaded");
+    running.send(&[hour(5)]);
+    running.await_metric("flopwatch_alerts_firing", 0);
     running.stop();
 }
 

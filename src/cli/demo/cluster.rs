@@ -82,6 +82,8 @@ fn config(servers: &str) -> Result<Config, Fatal> {
         # a laptop that sleeps, or Ctrl-Z: the group would move on, and the mock keeps no positions
         # to restore from
         "session.timeout.ms" = 60000
+        # what dashboards show of librdkafka
+        "statistics.interval.ms" = 1000
         [time]
         # an hour passes in less time than a record takes to METER, ACCOUNT and back
         max_skew = "1d"
