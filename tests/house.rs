@@ -377,18 +377,24 @@ fn commands(page: &str) -> Vec<String> {
     commands
 }
 
-/// What `flopwatch VERB --help` says.
-fn help(verb: &str) -> Option<String> {
+/// What `flopwatch VERB… --help` says.
+fn help(verbs: &[&str]) -> Option<String> {
     let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_flopwatch"));
-    let output = program.args([verb, "--help"]).output().expect("the program starts");
+    let output = program.args(verbs).arg("--help").output().expect("the program starts");
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// What is wrong with a call of ours: an unknown verb or option.
 fn unknown_call(words: &[&str]) -> Option<String> {
-    let Some(help) = words.get(1).and_then(|verb| help(verb)) else {
+    let Some(mut help) = words.get(1).and_then(|_| self::help(&words[1..2])) else {
         return Some(format!("no verb {:?}", words.get(1)));
     };
+    if help.contains("<COMMAND>") {
+        let Some(of_second) = words.get(2).and_then(|_| self::help(&words[1..3])) else {
+            return Some(format!("no verb {:?} of {}", words.get(2), words[1]));
+        };
+        help = of_second;
+    }
     let options = words.iter().filter_map(|word| word.strip_prefix("--"));
     options.map(|option| option.split('=').next().unwrap_or_default()).find_map(|option| {
         let known =
