@@ -378,7 +378,7 @@ fn commands(page: &str) -> Vec<String> {
 }
 
 /// What `flopwatch VERB… --help` says.
-fn help(verbs: &[&str]) -> Option<String> {
+fn help_of(verbs: &[&str]) -> Option<String> {
     let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_flopwatch"));
     let output = program.args(verbs).arg("--help").output().expect("the program starts");
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
@@ -386,11 +386,11 @@ fn help(verbs: &[&str]) -> Option<String> {
 
 /// What is wrong with a call of ours: an unknown verb or option.
 fn unknown_call(words: &[&str]) -> Option<String> {
-    let Some(mut help) = words.get(1).and_then(|_| self::help(&words[1..2])) else {
+    let Some(mut help) = words.get(1).and_then(|_| help_of(&words[1..2])) else {
         return Some(format!("no verb {:?}", words.get(1)));
     };
     if help.contains("<COMMAND>") {
-        let Some(of_second) = words.get(2).and_then(|_| self::help(&words[1..3])) else {
+        let Some(of_second) = words.get(2).and_then(|_| help_of(&words[1..3])) else {
             return Some(format!("no verb {:?} of {}", words.get(2), words[1]));
         };
         help = of_second;

@@ -38,6 +38,10 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Sums are consumed within seconds; 7 d are for an outage over a long weekend.
 const INTERNAL_RETENTION_MS: &str = "604800000";
 
+/// No batch that unpacks to more is read (`receive.message.max.bytes`); a record of `usage` that its
+/// producer packed well may be larger as a dead letter than the topic it came from takes.
+const UNPACKED_LIMIT: u64 = 100_000_000;
+
 /// Dead letters carry the whole refused record and our headers.
 const DEAD_LETTER_HEADROOM: u64 = 64 * 1024;
 
@@ -328,8 +332,9 @@ impl Topology {
             .map(|topic| {
                 let partitions = if topic.role.is_fixed() { tasks } else { usage_partitions };
                 let mut settings = topic.role.settings();
-                if topic.role == Role::DeadLetters && usage_limit > 0 {
-                    let limit = usage_limit.saturating_add(DEAD_LETTER_HEADROOM);
+                if topic.role == Role::DeadLetters {
+                    let largest = usage_limit.max(UNPACKED_LIMIT);
+                    let limit = largest.saturating_add(DEAD_LETTER_HEADROOM);
                     // Kafka's own bound
                     let limit = limit.min(i32::MAX.unsigned_abs().into());
                     settings.push(("max.message.bytes", limit.to_string()));

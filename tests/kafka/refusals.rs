@@ -219,6 +219,38 @@ fn a_batch_that_cannot_be_unpacked_ends_the_process_with_its_line_and_code() {
     assert!(last.contains("receive.message.max.bytes"), "{last}");
 }
 
+/// Its repetitions lie further apart than lz4 looks back, which is what dead letters are packed with.
+#[test]
+fn a_record_that_only_its_producer_packs_well_is_kept_whole_as_a_dead_letter() {
+    let name = "well-packed";
+    let config = config(name, "a", 1);
+    topology::create(&config, Some(1)).expect("topics can be made");
+    let mut state = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state.to_be_bytes()[0]
+    })
+    .take(400_000)
+    .collect();
+    let value = noise.repeat(20);
+    let producer: BaseProducer = Broker::shared()
+        .client()
+        .set("compression.type", "zstd")
+        .set("message.max.bytes", "20000000")
+        .create()
+        .expect("a producer");
+    let record = BaseRecord::<[u8], [u8]>::to(&config.topics.usage).partition(0);
+    producer.send(record.payload(&value)).map_err(|(error, _)| error).expect("it is queued");
+    producer.flush(PATIENCE).expect("the record is written");
+    let (usage, dead_letters) = (config.topics.usage.clone(), config.topics.dead_letters.clone());
+    let member = Member::start(config, Options::default());
+    await_positions(name, &usage, &[1]);
+    member.stop();
+    let letters = Broker::shared().read(&dead_letters, "read_committed");
+    assert_eq!(letters.len(), 1);
+    assert!(letters[0].value.as_deref() == Some(&*value), "not what was refused");
+}
+
 /// Many records are in the restore's hands when it gives up.
 #[test]
 fn state_built_under_other_rules_ends_the_process_with_its_line_and_code() {
