@@ -38,8 +38,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Sums are consumed within seconds; 7 d are for an outage over a long weekend.
 const INTERNAL_RETENTION_MS: &str = "604800000";
 
-/// No batch that unpacks to more is read (`receive.message.max.bytes`); a record of `usage` that its
-/// producer packed well may be larger as a dead letter than the topic it came from takes.
+/// No batch that unpacks to more is read (`receive.message.max.bytes`); a record of `usage` that
+/// its producer packed well may be larger as a dead letter than the topic it came from takes.
 const UNPACKED_LIMIT: u64 = 100_000_000;
 
 /// Dead letters carry the whole refused record and our headers.
